@@ -1,0 +1,289 @@
+"""Train an IndRNN on the adding problem, beside an LSTM and an IRNN if asked.
+
+A sequence of numbers drawn from U(0, 1), two of them marked, one in each half; the answer is the
+sum of the two. Always answering 1 gives a mean squared error of 1/6. The settings are those of
+Li et al. 2018 (arXiv 1803.04831) and of the authors' Theano code: `SETTINGS` and `make_indrnn`.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bench import arguments
+from bench.arguments import UserError
+from bench.environment import describe, write_json
+from bench.tasks import training
+from bench.tasks.training import Learner
+from fastindrnn import IndRNN, constrain_, constrain_after_step, init, recurrent_max_for
+
+CHANCE = 1 / 6
+GRADIENT_CLIP = 10.0
+SETTINGS = {  # name: (default, type, help)
+    "length": (1000, arguments.integer(2), "time steps of a sequence"),
+    "steps": (60000, arguments.integer(1), "training steps at most"),
+    "batch": (32, arguments.integer(1), "sequences per step"),
+    "hidden": (128, arguments.integer(1), "hidden units per layer"),
+    "layers": (2, arguments.integer(1), "recurrent layers"),
+    "lr": (2e-4, arguments.positive, "learning rate of Adam"),
+    "decay-every": (20000, arguments.integer(1), "steps until the rate falls to a tenth"),
+    "seed": (0, arguments.integer(0), "of the initial weights and of the data"),
+    "device": (None, arguments.device, "where to train (default: cuda if there is one, else cpu)"),
+    "target": (0.01, arguments.positive, "stop when the mean MSE of 100 steps is below this"),
+    "log-every": (100, arguments.integer(1), "steps between two lines of MSE; a multiple of 10"),
+    "baseline-steps": (None, arguments.integer(1), "of each baseline (default: as the IndRNN)"),
+}
+FLAGS = {
+    "keep-going": "train for all of --steps, also past the target",
+    "baselines": "train an LSTM and an IRNN on the same data afterwards",
+}
+# On --resume; what is not here decides what is trained, and stays.
+MAY_CHANGE = {"steps", "target", "log_every", "baseline_steps", "keep_going", "baselines"}
+
+
+def add_arguments(parser):
+    for name, (default, parse, meaning) in SETTINGS.items():
+        shown = meaning if default is None else f"{meaning} (default: {default:g})"
+        parser.add_argument(f"--{name}", type=parse, default=argparse.SUPPRESS, help=shown)
+    either = argparse.BooleanOptionalAction
+    for name, meaning in FLAGS.items():
+        parser.add_argument(f"--{name}", action=either, default=argparse.SUPPRESS, help=meaning)
+    results = parser.add_mutually_exclusive_group()
+    results.add_argument("--out", type=Path, metavar="DIR", help="default: runs/adding-...")
+    results.add_argument("--resume", type=Path, metavar="DIR", help="go on with a stopped run")
+
+
+def run(args):
+    checkpoint = training.load_checkpoint(args.resume / "checkpoint.pt") if args.resume else None
+    settings = merge_settings(vars(args), checkpoint)
+    folder = args.resume or new_folder(args.out, settings)
+    print(f"adding problem, T = {settings['length']}, on {settings['device']}; results in {folder}")
+    names = ["IndRNN", "LSTM", "IRNN"] if settings["baselines"] else ["IndRNN"]
+    learners = [make_learner(name, settings) for name in names]
+    if checkpoint:
+        restore(learners, checkpoint, settings["target"])
+
+    def save():
+        training.save_checkpoint(folder / "checkpoint.pt", settings, learners)
+        write_json(folder / "report.json", report(settings, learners))
+
+    with training.stop_requests() as stop:
+        for learner in learners:
+            if stop or (learner.reached and not settings["keep_going"]):
+                continue
+            limit = settings["steps"]
+            if learner.name != "IndRNN":
+                limit = settings["baseline_steps"] or learners[0].step
+            training.train(
+                learner,
+                partial(loss_of_step, length=settings["length"], batch=settings["batch"]),
+                steps=limit,
+                learning_rate=partial(learning_rate, settings),
+                target=settings["target"],
+                stop_at_target=not settings["keep_going"],
+                log_every=settings["log_every"],
+                save=save,
+                stop=stop,
+            )
+            print(summary(learner), flush=True)
+        save()
+        title = f"Adding problem, T = {settings['length']}"
+        training.draw_curves(folder / "curves.png", title, learners, CHANCE)
+    if stop:
+        print(f"stopped; to go on: python -m bench adding --resume {folder}")
+        return 130
+    print(f"curves.png, report.json and checkpoint.pt are in {folder}")
+    return 0
+
+
+def learning_rate(settings, step):
+    return settings["lr"] * 0.1 ** (step // settings["decay_every"])
+
+
+def merge_settings(given, checkpoint):
+    """Defaults, under the settings of the resumed run, under what was given."""
+    settings = {name.replace("-", "_"): default for name, (default, _, _) in SETTINGS.items()}
+    settings |= {name.replace("-", "_"): False for name in FLAGS}
+    settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    given = {name: value for name, value in given.items() if name in settings}
+    if checkpoint:
+        settings |= checkpoint["settings"]
+        for name, value in given.items():
+            if name not in MAY_CHANGE and value != settings[name]:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} {value}: the run to resume has {settings[name]}")
+        try:
+            arguments.device(settings["device"])
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"the run to resume needs its device: {error}") from None
+    settings |= given
+    settings["log_every"] = training.FLUSH * math.ceil(settings["log_every"] / training.FLUSH)
+    return settings
+
+
+def new_folder(folder, settings):
+    """The folder for the results, made if need be; it must not hold another run."""
+    name = f"adding-T{settings['length']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = folder or Path("runs") / name
+    if (folder / "checkpoint.pt").exists():
+        raise UserError(f"{folder} already holds a run; --resume {folder} goes on with it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def restore(learners, checkpoint, target):
+    """Puts the learners where the checkpoint left them; those that it does not hold start anew."""
+    for learner in learners:
+        if learner.name not in checkpoint["learners"]:
+            continue
+        try:
+            learner.load_state_dict(checkpoint["learners"][learner.name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint does not fit the model: {reason}") from None
+        if target != checkpoint["settings"]["target"]:
+            learner.reached = None
+    torch.set_rng_state(checkpoint["random_state"])
+
+
+def make_batch(size, length, generator):
+    """Inputs (size, length, 2): the numbers and the marks; answers (size, 1)."""
+    device = generator.device
+    inputs = torch.zeros(size, length, 2, device=device)
+    numbers, marks = inputs.unbind(-1)
+    numbers.uniform_(generator=generator)
+    half = length // 2
+    first = torch.randint(half, (size, 1), device=device, generator=generator)
+    second = torch.randint(half, length, (size, 1), device=device, generator=generator)
+    marks.scatter_(1, first, 1.0).scatter_(1, second, 1.0)
+    return inputs, numbers.gather(1, first) + numbers.gather(1, second)
+
+
+def loss_of_step(model, generator, *, length, batch):
+    inputs, answers = make_batch(batch, length, generator)
+    return nn.functional.mse_loss(model(inputs), answers)
+
+
+class Regressor(nn.Module):
+    """A recurrent network read out at its last state."""
+
+    def __init__(self, recurrent, hidden):
+        super().__init__()
+        self.recurrent = recurrent
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, inputs):
+        _, state = self.recurrent(inputs)
+        state = state[0] if isinstance(state, tuple) else state
+        return self.head(state[-1])
+
+
+def make_learner(name, settings):
+    """The named network with its optimiser; all start from one seed and see the same data."""
+    torch.manual_seed(settings["seed"])
+    sizes = (2, settings["hidden"], settings["layers"])
+    make = {"IndRNN": make_indrnn, "LSTM": make_lstm, "IRNN": make_irnn}[name]
+    recurrent = make(*sizes, settings["length"])
+    model = Regressor(recurrent, settings["hidden"]).to(settings["device"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"])
+    if isinstance(recurrent, IndRNN):
+        constrain_(recurrent)
+        constrain_after_step(optimizer, recurrent)
+    else:
+        # Those have no clip inside the recurrence: theirs is on the finished gradients.
+        parameters = list(model.parameters())
+        optimizer.register_step_pre_hook(
+            lambda *_: nn.utils.clip_grad_value_(parameters, GRADIENT_CLIP)
+        )
+    generator = torch.Generator(settings["device"]).manual_seed(settings["seed"])
+    return Learner(name, model, optimizer, generator)
+
+
+def make_indrnn(inputs, hidden, layers, length):
+    largest = recurrent_max_for(length)
+    starts = [partial(init.uniform_, low=0.0, high=largest)] * (layers - 1)
+    recurrent = IndRNN(
+        inputs,
+        hidden,
+        layers,
+        batch_first=True,
+        recurrent_max=largest,
+        recurrent_init=[*starts, partial(init.long_memory_, T=length)],
+        grad_clip=GRADIENT_CLIP,
+    )
+    return start_small(recurrent)
+
+
+def make_irnn(inputs, hidden, layers, length):
+    """Le et al. 2015 (arXiv 1504.00941): a plain ReLU network that starts from the identity."""
+    recurrent = start_small(nn.RNN(inputs, hidden, layers, nonlinearity="relu", batch_first=True))
+    for name, parameter in recurrent.named_parameters():
+        if name.startswith("weight_hh"):
+            nn.init.eye_(parameter)
+    return recurrent
+
+
+def make_lstm(inputs, hidden, layers, length):
+    """PyTorch's LSTM and its initial weights, with the forget gates open (bias 1)."""
+    recurrent = nn.LSTM(inputs, hidden, layers, batch_first=True)
+    with torch.no_grad():
+        for name, parameter in recurrent.named_parameters():
+            if name.startswith("bias"):
+                parameter[hidden : 2 * hidden] = 0.5  # there are two biases
+    return recurrent
+
+
+def start_small(recurrent):
+    for name, parameter in recurrent.named_parameters():
+        if name.startswith("weight_ih"):
+            nn.init.normal_(parameter, std=0.001)
+        elif name.startswith("bias"):
+            nn.init.zeros_(parameter)
+    return recurrent
+
+
+def summary(learner):
+    outcome = f"target reached at step {learner.reached}" if learner.reached else learner.outcome
+    minutes, seconds = divmod(round(learner.seconds), 60)
+    loss = f"mean MSE of the last {training.WINDOW} steps {learner.running_loss():.5f}"
+    steps = f"{learner.step} steps in {minutes} min {seconds:02d} s"
+    return f"{learner.name}: {outcome}; {steps}; {loss} (chance {CHANCE:.4f})"
+
+
+def report(settings, learners):
+    return {
+        "task": "adding",
+        "settings": settings,
+        "environment": describe(settings["device"]),
+        "chance": CHANCE,
+        "window": training.WINDOW,
+        "models": {learner.name: result(learner) for learner in learners},
+    }
+
+
+def result(learner):
+    every = range(training.WINDOW, learner.step + 1, training.WINDOW)
+    curve = [[step, finite(learner.running_loss(step))] for step in every]
+    return {
+        "outcome": learner.outcome,
+        "steps": learner.step,
+        "steps_to_target": learner.reached,
+        "running_mse": finite(learner.running_loss()),
+        "seconds": learner.seconds,
+        "median_step_seconds": statistics.median(learner.step_seconds or [0.0]),
+        "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
+        "curve": curve,
+    }
+
+
+def finite(value):
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

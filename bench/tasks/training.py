@@ -1,0 +1,206 @@
+"""Training that can be stopped between any two steps and goes on as if it never had been."""
+
+import contextlib
+import math
+import signal
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from bench.arguments import UserError
+from bench.environment import write_atomically
+
+WINDOW = 100  # "running MSE" is the mean of the losses of this many last steps
+FLUSH = 10  # losses are read off the device once in this many steps, so that a GPU need not wait
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:
+
+    class tqdm(contextlib.nullcontext):
+        """Stands in where tqdm is not installed: no bar, but the lines."""
+
+        write = staticmethod(print)
+
+        def __init__(self, **options):
+            super().__init__(self)
+
+        def update(self, steps):
+            pass
+
+
+@dataclass
+class Learner:
+    """One model with all that its training needs, and what the training has shown so far."""
+
+    RECORD: ClassVar = ("losses", "step_seconds", "seconds", "reached", "outcome")
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator  # of the data
+    losses: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(
+        default_factory=list
+    )  # mean of each stretch between two reads
+    seconds: float = 0.0
+    reached: int | None = None  # the step at which the running loss fell below the target
+    outcome: str = "not started"
+
+    @property
+    def step(self):
+        return len(self.losses)
+
+    def running_loss(self, step=None):
+        """Mean loss of the last WINDOW steps before `step` (default: all that were made)."""
+        step = self.step if step is None else step
+        return statistics.fmean(self.losses[max(0, step - WINDOW) : step]) if step else math.nan
+
+    def state_dict(self):
+        state = {name: getattr(self, name) for name in self.RECORD}
+        return state | {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        for name in self.RECORD:
+            setattr(self, name, state[name])
+
+
+@contextlib.contextmanager
+def stop_requests():
+    """Yields a list, empty until the first Ctrl-C; a second Ctrl-C ends the program at once."""
+    requests = []
+
+    def request(number, frame):
+        requests.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield requests
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def train(
+    learner, loss_of_step, *, steps, learning_rate, target, stop_at_target, log_every, save, stop
+):
+    """Trains until `steps`, the target, a loss that is not finite, or `stop` is not empty.
+
+    loss_of_step(model, generator) -> loss; learning_rate(step) -> float; save(), once a minute.
+    """
+    pending, saved = [], time.monotonic()
+
+    def read_losses():
+        nonlocal began
+        if not pending:
+            return
+        learner.losses += torch.stack(pending).tolist()
+        elapsed = time.perf_counter() - began
+        learner.seconds += elapsed
+        learner.step_seconds.append(elapsed / len(pending))
+        bar.update(len(pending))
+        pending.clear()
+        began = time.perf_counter()
+
+    learner.outcome = "step limit"
+    bar = tqdm(total=steps, initial=learner.step, desc=learner.name, unit="step", disable=None)
+    with bar:
+        began = time.perf_counter()
+        while learner.step + len(pending) < steps:
+            if stop:
+                learner.outcome = "interrupted"
+                break
+            for group in learner.optimizer.param_groups:
+                group["lr"] = learning_rate(learner.step + len(pending))
+            learner.optimizer.zero_grad()
+            loss = loss_of_step(learner.model, learner.generator)
+            loss.backward()
+            learner.optimizer.step()
+            pending.append(loss.detach())
+            if (learner.step + len(pending)) % FLUSH:
+                continue
+            read_losses()
+            if not math.isfinite(learner.losses[-1]):
+                learner.outcome = "diverged"
+                break
+            below = learner.step >= WINDOW and learner.running_loss() < target
+            if below and learner.reached is None:
+                learner.reached = learner.step
+            if learner.step % log_every == 0 or learner.reached == learner.step:
+                bar.write(progress_line(learner))
+            if below and stop_at_target:
+                learner.outcome = "target reached"
+                break
+            if time.monotonic() - saved > 60:
+                save()
+                saved = time.monotonic()
+                began = time.perf_counter()
+        read_losses()
+
+
+def progress_line(learner):
+    milliseconds = 1e3 * statistics.median(learner.step_seconds)
+    return (
+        f"{learner.name:<8} step {learner.step:>6}  MSE {learner.losses[-1]:.5f}  "
+        f"mean of last {WINDOW} {learner.running_loss():.5f}  {milliseconds:.1f} ms/step"
+    )
+
+
+def save_checkpoint(path, settings, learners):
+    content = {
+        "format": 1,
+        "settings": settings,
+        "learners": {learner.name: learner.state_dict() for learner in learners},
+        "random_state": torch.get_rng_state(),
+    }
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_checkpoint(path):
+    """The content of a checkpoint, or a UserError that says what is wrong with the file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}") from None
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
+    if not isinstance(content, dict) or content.get("format") != 1:
+        raise UserError(f"{path} is not a checkpoint of this version of the benchmark")
+    return content
+
+
+def draw_curves(path, title, learners, chance):
+    """Running loss against steps for every learner, and the loss of a constant answer, as a PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for learner in (learner for learner in learners if learner.step):
+        steps = range(FLUSH, learner.step + 1, FLUSH)
+        axes.plot(steps, [learner.running_loss(step) for step in steps], label=learner.name)
+    axes.axhline(
+        chance, color="grey", linestyle="--", linewidth=1, label="always answering the mean"
+    )
+    axes.set(
+        xlabel="step", ylabel=f"MSE, mean of the last {WINDOW} steps", yscale="log", title=title
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))

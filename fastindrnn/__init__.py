@@ -1,0 +1,19 @@
+"""IndRNN for PyTorch: exact, time-parallel, fast on GPUs (Triton) and CPUs (numba)."""
+
+from . import functional, init
+from .constraint import constrain_, constrain_after_step, recurrent_max_for
+from .layers import IndRNN, IndRNNCell
+from .ops import backend
+
+__version__ = "0.1.0"
+__all__ = [
+    "IndRNN",
+    "IndRNNCell",
+    "__version__",
+    "backend",
+    "constrain_",
+    "constrain_after_step",
+    "functional",
+    "init",
+    "recurrent_max_for",
+]

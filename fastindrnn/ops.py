@@ -1,0 +1,387 @@
+"""The door between kernels and PyTorch: each kernel as an operator with schema, fake tensors,
+autograd and autocast.
+
+    fastindrnn::scan           the recurrence alone
+    fastindrnn::scan_backward  its gradient, differentiable in turn (and so to any order)
+    fastindrnn::indrnn         projection and recurrence; saves x and h, never the pre-activation
+
+Arguments are trusted here; `fastindrnn.functional` checks them. Letters as in the design notes: a,
+h (B, T, N) or (total, N), x (B, T, K) or (total, K), u (N,), h0 and h_n (B, N).
+"""
+
+import torch
+
+_SEQUENCES = "Tensor? lengths, Tensor? cu_seqlens, Tensor? resets, str nonlinearity, bool reverse"
+_CLIP = "float? grad_clip, str grad_clip_mode"
+_library = torch.library.Library("fastindrnn", "DEF")
+for _schema in (
+    f"scan(Tensor a, Tensor u, Tensor? h0, {_SEQUENCES}, {_CLIP}) -> (Tensor, Tensor)",
+    "scan_backward(Tensor grad_h, Tensor? grad_h_n, Tensor h, Tensor u, Tensor? h0, "
+    f"{_SEQUENCES}, float? grad_clip) -> (Tensor, Tensor, Tensor)",
+    f"indrnn(Tensor x, Tensor weight, Tensor? bias, Tensor u, Tensor? h0, {_SEQUENCES}, {_CLIP})"
+    " -> (Tensor, Tensor)",
+):
+    _library.define(_schema, tags=[torch.Tag.pt2_compliant_tag])
+
+
+class backend:
+    """Chooses the kernels for all calls from here on; as a context manager, until its end.
+
+    Args:
+        name: "triton", "cpu", "reference" (plain PyTorch, any device), or None: by the tensor's
+            device, which is the default. On CPU tensors "triton" needs Triton's interpreter
+            (TRITON_INTERPRET=1 before it is imported).
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> with fastindrnn.backend("reference"):
+        ...     output, h_n = layer(x)
+    """
+
+    current: str | None = None
+
+    def __init__(self, name: str | None):
+        if name not in (None, "triton", "cpu", "reference"):
+            raise ValueError(
+                f"backend must be 'triton', 'cpu', 'reference' or None, but is {name!r}"
+            )
+        self.previous = backend.current
+        backend.current = name
+
+    def __enter__(self) -> "backend":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        backend.current = self.previous
+
+
+def check_backend(device: torch.device) -> None:
+    """Raises a ValueError where the chosen kernels do not run on `device`."""
+    name, kind = backend.current, device.type
+    if name == "cpu" and kind != "cpu":
+        raise ValueError(f"backend 'cpu' needs CPU tensors, but they are on {device}")
+    if name == "triton" and kind == "cpu":
+        from triton import knobs
+
+        if not knobs.runtime.interpret:
+            raise ValueError(
+                "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 before triton is "
+                f"imported, but they are on {device}"
+            )
+    if name is None and kind not in ("cpu", "cuda", "xpu", "meta"):
+        raise ValueError(
+            f"no kernels for device {device}; fastindrnn.backend('reference') runs anywhere"
+        )
+
+
+def _kernels(tensor):
+    if backend.current == "triton" or (backend.current is None and tensor.device.type != "cpu"):
+        from .kernels import launch
+
+        return launch
+    from .kernels import cpu
+
+    return cpu
+
+
+def _channels_contiguous(x):
+    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def _batch(h, cu_seqlens):
+    return h.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def _scan(a, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, grad_clip, grad_clip_mode):
+    a = _channels_contiguous(a)
+    h = torch.empty_like(a)
+    return h, _run_forward(a, u, h0, h, lengths, cu_seqlens, resets, nonlinearity, reverse)
+
+
+def _run_forward(a, u, h0, h, lengths, cu_seqlens, resets, nonlinearity, reverse):
+    return _kernels(a).scan_forward(
+        a,
+        u.contiguous(),
+        None if h0 is None else h0.contiguous(),
+        h,
+        nonlinearity=nonlinearity,
+        reverse=reverse,
+        lengths=lengths,
+        cu_seqlens=cu_seqlens,
+        resets=resets,
+    )
+
+
+def _scan_fake(a, u, h0, lengths, cu_seqlens, resets, *options):
+    return torch.empty_like(_channels_contiguous(a)), a.new_empty(
+        _batch(a, cu_seqlens), a.shape[-1]
+    )
+
+
+def _scan_backward(
+    grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, grad_clip
+):
+    return _kernels(h).scan_backward(
+        _channels_contiguous(grad_h),
+        None if grad_h_n is None else grad_h_n.contiguous(),
+        _channels_contiguous(h),
+        u.contiguous(),
+        None if h0 is None else h0.contiguous(),
+        nonlinearity=nonlinearity,
+        reverse=reverse,
+        lengths=lengths,
+        cu_seqlens=cu_seqlens,
+        resets=resets,
+        grad_clip=grad_clip,
+    )
+
+
+def _scan_backward_fake(grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, *options):
+    dtype = h.dtype if h0 is None else h0.dtype
+    grad_h0 = h.new_empty(_batch(h, cu_seqlens), h.shape[-1], dtype=dtype)
+    return torch.empty_like(_channels_contiguous(h)), torch.empty_like(u), grad_h0
+
+
+def _indrnn(x, weight, bias, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, *clip):
+    a = _unflatten(torch.nn.functional.linear(_flatten(x, x), weight, bias), x)
+    return a, _run_forward(a, u, h0, a, lengths, cu_seqlens, resets, nonlinearity, reverse)
+
+
+def _indrnn_fake(x, weight, bias, u, h0, lengths, cu_seqlens, *options):
+    h = _unflatten(x.new_empty(x.shape[:-1].numel(), weight.shape[0]), x)
+    return h, x.new_empty(_batch(x, cu_seqlens), weight.shape[0])
+
+
+def _is_time_first(x):
+    return x.dim() == 3 and x.stride(0) < x.stride(1)
+
+
+def _flatten(x, like):
+    """(B, T, K) to (B*T, K) in the order of `like` in memory: a view where x has that order too."""
+    return (x.transpose(0, 1) if _is_time_first(like) else x).reshape(-1, x.shape[-1])
+
+
+def _unflatten(rows, like):
+    """The inverse of `_flatten`."""
+    if like.dim() == 2:
+        return rows
+    B, T = like.shape[:2]
+    if _is_time_first(like):
+        return rows.view(T, B, rows.shape[-1]).transpose(0, 1)
+    return rows.view(B, T, rows.shape[-1])
+
+
+def _indrnn_autocast(device_type):
+    """The product in autocast's dtype; u, bias in the recurrence's range, and states as they are:
+    rounding u to bfloat16 would end its memory after some hundred steps."""
+
+    def call(x, weight, bias, u, h0, *options):
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            bias = None if bias is None else bias.to(dtype)
+            return torch.ops.fastindrnn.indrnn(x.to(dtype), weight.to(dtype), bias, u, h0, *options)
+
+    return call
+
+
+def _first_gradients(ctx, grad_h, grad_h_n):
+    """The gradients of a, u and h0 from those of h and h_n, clipped as asked."""
+    h, u, h0, lengths, cu_seqlens, resets = ctx.saved_tensors[:6]
+    nonlinearity, reverse, grad_clip, mode = ctx.options
+    if grad_h is None:
+        grad_h = h.new_zeros((1,) * (h.dim() - 1) + h.shape[-1:]).expand_as(h)
+    grads = torch.ops.fastindrnn.scan_backward(
+        grad_h,
+        grad_h_n,
+        h,
+        u,
+        h0,
+        lengths,
+        cu_seqlens,
+        resets,
+        nonlinearity,
+        reverse,
+        grad_clip if mode == "message" else None,
+    )
+    if grad_clip is not None and mode == "result":
+        grads = [grad.clamp(-grad_clip, grad_clip) for grad in grads]
+    grad_a, grad_u, grad_h0 = grads
+    return grad_a, grad_u, None if h0 is None else grad_h0
+
+
+def _scan_setup(ctx, inputs, output):
+    _, u, h0, lengths, cu_seqlens, resets, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[0], u, h0, lengths, cu_seqlens, resets)
+
+
+def _scan_gradient(ctx, grad_h, grad_h_n):
+    return *_first_gradients(ctx, grad_h, grad_h_n), *[None] * 7
+
+
+def _indrnn_setup(ctx, inputs, output):
+    x, weight, _, u, h0, lengths, cu_seqlens, resets, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[0], u, h0, lengths, cu_seqlens, resets, x, weight)
+
+
+def _indrnn_gradient(ctx, grad_h, grad_h_n):
+    x, weight = ctx.saved_tensors[6:]
+    grad_a, grad_u, grad_h0 = _first_gradients(ctx, grad_h, grad_h_n)
+    rows = _flatten(grad_a, grad_a)
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_x = _unflatten(rows @ weight, grad_a) if needs_x else None
+    grad_weight = rows.t() @ _flatten(x, grad_a) if needs_weight else None
+    grad_bias = rows.sum(0) if needs_bias else None
+    return grad_x, grad_weight, grad_bias, grad_u, grad_h0, *[None] * 7
+
+
+def _scan_backward_setup(ctx, inputs, output):
+    grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, resets, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, resets, output[0])
+
+
+def _second_gradients(ctx, v_a, v_u, v_h0):
+    """The gradient of `scan_backward`, written with itself.
+
+    With v the gradients of its outputs, s_t the state that step t starts from (h_{t-1}, h0 at the
+    first step, 0 after a reset), k_t its slope m_t, or 0 where the clip acted, and v_0 = v_h0:
+
+        v_t = k_t * (v_a_t + v_u * s_t + u * v_{t-1})                 the same recurrence, walked
+        the other way
+        grad_h: v;  h_n: v_T;  u: sum of d_t * v_{t-1};  s_t (h and h0): v_u * d_t
+        tanh, whose slope 1 - h^2 moves with h, adds to h_t: -2 h_t * (g_t + u * d_{t+1}) * v_t /
+        k_t
+    """
+    grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, resets, d = ctx.saved_tensors
+    nonlinearity, reverse, grad_clip = ctx.options
+    walk = _Walk(h, reverse, lengths, cu_seqlens, resets)
+    v_a = torch.zeros_like(h) if v_a is None else v_a
+    v_u = torch.zeros_like(u) if v_u is None else v_u
+    v_0 = h.new_zeros(()) if v_h0 is None else v_h0.to(h.dtype)
+    state_0 = h.new_zeros(()) if h0 is None else h0.to(h.dtype)
+
+    arriving = v_a + v_u * walk.previous(h, state_0) + u * walk.previous(torch.zeros_like(h), v_0)
+    mask, kind, acted = h, nonlinearity, None
+    if grad_clip is not None:
+        acted = d.abs() >= grad_clip
+        if nonlinearity == "identity":
+            mask, kind = (~acted).to(h.dtype), "relu"
+        else:
+            saturated = {"relu": 0.0, "relu6": 0.0, "hardtanh": -1.0, "tanh": 1.0}[nonlinearity]
+            mask = torch.where(acted, saturated, h)
+    v = torch.ops.fastindrnn.scan_backward(
+        arriving.to(h.dtype),
+        None,
+        mask,
+        u,
+        None,
+        lengths,
+        cu_seqlens,
+        walk.next_resets(),
+        kind,
+        not reverse,
+        None,
+    )[0]
+    v_before = walk.previous(v, v_0)
+    grad_u = (d * v_before).flatten(0, -2).sum(0)
+    grad_s = v_u * d
+    grad_state = walk.following(grad_s)
+    if nonlinearity == "tanh":
+        g_n = h.new_zeros(()) if grad_h_n is None else grad_h_n.to(h.dtype)
+        message = grad_h + walk.following(u * d, g_n)
+        kept = v_a + v_u * walk.previous(h, state_0) + u * v_before
+        if acted is not None:
+            kept = torch.where(acted, 0.0, kept)
+        grad_state = grad_state - 2 * h * message * kept
+    return (
+        v,
+        None if grad_h_n is None else walk.last(v, v_0.expand(grad_h_n.shape)).to(grad_h_n.dtype),
+        torch.where(walk.valid[..., None], grad_state, 0.0).to(h.dtype),
+        grad_u.to(u.dtype),
+        None if h0 is None else walk.first(grad_s, h0.shape).to(h0.dtype),
+        *[None] * 6,
+    )
+
+
+class _Walk:
+    """The order in which the recurrence visits the rows of each sequence, for whole tensors at a
+    time."""
+
+    def __init__(self, h, reverse, lengths, cu_seqlens, resets):
+        steps = torch.arange(h.shape[-2], device=h.device)
+        if cu_seqlens is None:
+            begin = torch.zeros(h.shape[0], 1, dtype=torch.long, device=h.device)
+            end = begin + h.shape[1] if lengths is None else lengths[:, None]
+            sequence = torch.arange(h.shape[0], device=h.device)[:, None]
+            self.valid = steps < end
+        else:
+            lengths = cu_seqlens.diff()
+            sequence = torch.arange(len(lengths), device=h.device).repeat_interleave(lengths)
+            begin, end = cu_seqlens[:-1][sequence], cu_seqlens[1:][sequence]
+            self.valid = torch.ones_like(sequence, dtype=torch.bool)
+        is_begin = ((steps == begin) & (begin < end))[..., None]
+        is_end = (steps == end - 1)[..., None]
+        self.is_first, self.is_last = (is_end, is_begin) if reverse else (is_begin, is_end)
+        self.step = -1 if reverse else 1
+        self.sequence = sequence
+        self.reset = None if resets is None else resets[..., None]
+
+    def _unless_reset(self, x):
+        return x if self.reset is None else torch.where(self.reset, 0.0, x)
+
+    def _rows(self, x):
+        """A value for each sequence, (B, N), as rows; a number as it is."""
+        return x[self.sequence] if x.dim() else x
+
+    def previous(self, x, before):
+        """x one step earlier in the walk, `before` (B, N) at the first step, 0 at a reset."""
+        x = torch.where(self.is_first, self._rows(before), x.roll(self.step, -2))
+        return self._unless_reset(x)
+
+    def following(self, x, after=None):
+        """x one step later in the walk, 0 where that step is a reset, `after` (B, N) or 0 at the
+        last step."""
+        after = x.new_zeros(()) if after is None else after
+        return torch.where(
+            self.is_last, self._rows(after), self._unless_reset(x).roll(-self.step, -2)
+        )
+
+    def next_resets(self):
+        if self.reset is None:
+            return None
+        return (self.reset.roll(-self.step, -2) & ~self.is_last)[..., 0]
+
+    def first(self, x, shape):
+        """x at each sequence's first step, 0 if that is a reset or there is none: (B, N)."""
+        return self._gather(self._unless_reset(x), self.is_first, x.new_zeros(shape))
+
+    def last(self, x, without):
+        """x at each sequence's last step, `without` (B, N) where there is none."""
+        return self._gather(x, self.is_last, without)
+
+    def _gather(self, x, here, without):
+        sequence = self.sequence.expand(here.shape[:-1])[here[..., 0]]
+        return without.index_put((sequence,), x[here[..., 0]])
+
+
+torch.library.register_fake("fastindrnn::scan", _scan_fake, lib=_library)
+torch.library.register_fake("fastindrnn::scan_backward", _scan_backward_fake, lib=_library)
+torch.library.register_fake("fastindrnn::indrnn", _indrnn_fake, lib=_library)
+for _device in ("CPU", "CUDA", "XPU"):
+    _library.impl("scan", _scan, _device)
+    _library.impl("scan_backward", _scan_backward, _device)
+    _library.impl("indrnn", _indrnn, _device)
+    _library.impl("indrnn", _indrnn_autocast(_device.lower()), f"Autocast{_device}")
+torch.library.register_autograd(
+    "fastindrnn::scan", _scan_gradient, setup_context=_scan_setup, lib=_library
+)
+torch.library.register_autograd(
+    "fastindrnn::scan_backward", _second_gradients, setup_context=_scan_backward_setup, lib=_library
+)
+torch.library.register_autograd(
+    "fastindrnn::indrnn", _indrnn_gradient, setup_context=_indrnn_setup, lib=_library
+)

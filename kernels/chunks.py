@@ -1,0 +1,133 @@
+"""Chunks of time made independent: each folded into one map, and the maps chained.
+
+Of use where sequences and channels alone are too few to fill the device. After `_scan_fold_kernel` and
+`_scan_carry_kernel`, the kernels of `scan` walk every chunk from its true start. Deterministic; one more read of the
+input. Conventions as in `scan`; the maps and their composition are in `clamped_affine`.
+"""
+
+import triton
+import triton.language as tl
+
+from .clamped_affine import append, apply, clip_bounds, constant, identity, saturate, stopped
+from .walk import load_rows, program, walk, within
+
+
+@triton.jit(do_not_specialize=["T"])
+def _scan_fold_kernel(
+    p_ptr,  # [B, T, N], a; in the backward the gradient of h
+    h_ptr,  # [B, T, N], the stored output; None in the forward
+    u_ptr,  # [N]
+    given_ptr,  # [B, N], h0; in the backward the gradient of h_n; or None
+    map_ptr,  # [B, CHUNKS, 4, N]: P, Q, E0, E1 of each chunk
+    lengths_ptr,  # [B] or None
+    cu_seqlens_ptr,  # [B + 1] or None
+    resets_ptr,  # [B, T] or None
+    clip,  # c and the rest of c, or None
+    clip_rest,
+    T,
+    N,
+    stride_pb,
+    stride_pt,
+    stride_hb,
+    stride_ht,
+    stride_rb,
+    stride_rt,
+    LO: tl.constexpr,  # bounds of h, or None
+    HI: tl.constexpr,
+    REVERSE: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Every chunk but the last as one map from the state before it to the state after it; chunk 0 as a constant.
+
+    A chunk that its sequence does not fill is not folded: no step follows it. Reads a, or g and h, once; per element
+    of the forward with relu 4 multiply-adds or products and 3 minima or maxima, without bounds 2.
+    """
+    b, chunk, first, length, start, stop, end, offs_n = program(
+        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
+    )
+    mask = offs_n < N
+    ACC: tl.constexpr = tl.float64 if p_ptr.dtype.element_ty == tl.float64 else tl.float32
+    zeros = tl.zeros([BLOCK_N], ACC)
+    u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
+    given = zeros
+    if given_ptr is not None:
+        given = tl.load(given_ptr + b * N + offs_n, mask=within(offs_n, N, chunk == 0), other=0.0).to(ACC)
+    p_walk = walk(p_ptr, b, first, length, stride_pb, stride_pt, REVERSE)
+    if resets_ptr is not None:
+        resets_walk = walk(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
+    if h_ptr is None:
+        lo, hi, state, extra = LO, HI, given, zeros
+    else:
+        lo, hi = clip_bounds(clip, clip_rest, ACC)
+        state, extra = zeros, given
+        h_walk = walk(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+
+    P, Q, E0, E1 = identity(u, lo, hi)
+    P, Q, E0, E1 = constant(chunk == 0, state, P, Q, E0, E1)
+    every = tl.full([], ROWS, tl.int64)
+    for i in range(start, start + (stop - start) // ROWS * ROWS, ROWS):
+        rows = load_rows(p_walk, i, offs_n, N, every, ROWS)
+        if h_ptr is not None:
+            h_rows = load_rows(h_walk, i, offs_n, N, every, ROWS)
+        if resets_ptr is not None:
+            resets = load_rows(resets_walk, i, 0, N, every, ROWS)
+        for r in tl.static_range(ROWS):
+            if h_ptr is None:
+                if resets_ptr is not None:
+                    P, Q, E0, E1 = constant(resets[r], 0.0, P, Q, E0, E1)
+                P, Q, E0, E1 = append(rows[r].to(ACC), u, P, Q, E0, E1, lo, hi)
+            else:
+                g = rows[r].to(ACC)
+                if r == 0:
+                    g += extra
+                P, Q, E0, E1 = append(g, u, P, Q, E0, E1, lo, hi)
+                killed = stopped(h_rows[r].to(ACC), LO, HI)
+                if resets_ptr is not None:
+                    killed |= resets[r]
+                P, Q, E0, E1 = constant(killed, 0.0, P, Q, E0, E1)
+        extra = zeros
+    P, Q = saturate(P, Q, lo)
+
+    map_ptrs = map_ptr + (b * CHUNKS + chunk) * 4 * N + offs_n
+    tl.store(map_ptrs, P, mask=mask)
+    tl.store(map_ptrs + N, Q, mask=mask)
+    tl.store(map_ptrs + 2 * N, E0, mask=mask)
+    tl.store(map_ptrs + 3 * N, E1, mask=mask)
+
+
+@triton.jit
+def _scan_carry_kernel(
+    map_ptr,  # [B, CHUNKS, 4, N]: P, Q, E0, E1 of each chunk
+    first_ptr,  # [B, N], the state in which chunk 0 starts, or None for zeros
+    start_ptr,  # [B, CHUNKS, N]
+    N,
+    BOUNDED: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The state in which each chunk starts: s_0 given, s_{c+1} = F_c(s_c).
+
+    Reads 4 numbers (P and Q alone without bounds) and writes 1 per chunk and channel; its time is latency.
+    """
+    blocks = tl.cdiv(N, BLOCK_N)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    offs_n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = offs_n < N
+    s = tl.zeros([BLOCK_N], start_ptr.dtype.element_ty)
+    if first_ptr is not None:
+        s = tl.load(first_ptr + b * N + offs_n, mask=mask).to(s.dtype)
+    maps = map_ptr + b * CHUNKS * 4 * N
+    start_ptrs = start_ptr + b * CHUNKS * N + offs_n
+    for c in range(0, CHUNKS, ROWS):
+        P = load_rows((maps, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
+        Q = load_rows((maps + N, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
+        E0, E1 = P, P
+        if BOUNDED:
+            E0 = load_rows((maps + 2 * N, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
+            E1 = load_rows((maps + 3 * N, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
+        for r in tl.static_range(ROWS):
+            tl.store(start_ptrs + (c + r) * N, s, mask=within(offs_n, N, c + r < CHUNKS))
+            s = apply(P[r], Q[r], E0[r], E1[r], s, BOUNDED)

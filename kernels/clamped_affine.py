@@ -1,0 +1,125 @@
+"""The map s -> clamp(p + q*s, lo, hi) and runs of it, as Triton helpers for tensors of any one shape.
+
+One step of the recurrence is such a map, and so is any run of steps: F(s) = clamp(P + Q*s, L, H). Every step is
+monotone, so L and H are the images E0, E1 of the two ends of the domain, in either order. While a run is folded
+step by step, E0 and E1 are carried by the recurrence itself and sorted once, when F is applied. The proof is in
+docs/scan.md, section 2; that such maps compose is what makes the recurrence parallel in time.
+
+Bounds are `None` where there are none; then E0 and E1 are carried along unused and compile to nothing. A run that
+contains a killed step (a reset, or a gradient stopped by a bound) forgets its start, be it NaN: it has Q = NaN,
+which sticks through later steps and cannot arise otherwise unless u is NaN.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def largest(dtype: tl.constexpr):
+    """The largest finite number of the accumulator's type: bounds of a fold are never infinite."""
+    return 1.7976931348623157e308 if dtype == tl.float64 else 3.4028234663852886e38
+
+
+@triton.jit
+def tanh(z):
+    """tanh to about 1e-7 (float32) or 1e-15 (float64), relative, for z of any size."""
+    # Near 0, where 1 - exp(-2|z|) cancels, Lambert's continued fraction z/(1 + z^2/(3 + z^2/(5 + ...))) to the
+    # 13: its remainder at 0.6 is 2e-15.
+    square = z * z
+    numerator = z * (135135.0 + square * (17325.0 + square * (378.0 + square)))
+    denominator = 135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))
+    small = tl.abs(z) < 0.6
+    decay = tl.exp(-2.0 * tl.abs(z))
+    numerator = tl.where(small, numerator, tl.where(z < 0.0, decay - 1.0, 1.0 - decay))
+    return numerator / tl.where(small, denominator, 1.0 + decay)
+
+
+@triton.jit
+def clamp(z, lo, hi):
+    """z between bounds, each of which may be None. NaN stays NaN."""
+    if lo is not None:
+        z = tl.maximum(z, lo, propagate_nan=tl.PropagateNan.ALL)
+    if hi is not None:
+        z = tl.minimum(z, hi, propagate_nan=tl.PropagateNan.ALL)
+    return z
+
+
+@triton.jit
+def step(p, q, s, lo, hi, TANH: tl.constexpr = False):
+    """One step of the recurrence: clamp(p + q*s, lo, hi), or tanh(p + q*s)."""
+    z = p + q * s
+    if TANH:
+        z = tanh(z)
+    return clamp(z, lo, hi)
+
+
+@triton.jit
+def clip_bounds(clip, clip_rest, ACC: tl.constexpr):
+    """The bounds of a message. A launch argument is float32: float64 needs the rest of the number as well."""
+    if clip is None:
+        return None, None
+    else:
+        clip = tl.cast(clip, ACC) + clip_rest
+        return -clip, clip
+
+
+@triton.jit
+def stopped(h, lo, hi):
+    """Where a bound holds the stored output h, so that no gradient passes. A NaN lets it pass, as in PyTorch."""
+    at_bound = tl.zeros_like(h) != 0.0
+    if lo is not None:
+        at_bound |= h <= lo
+    if hi is not None:
+        at_bound |= h >= hi
+    return at_bound
+
+
+@triton.jit
+def identity(like, lo, hi):
+    """The run of no steps: P, Q and the ends of the domain."""
+    P = tl.zeros_like(like)
+    E0 = P
+    E1 = P
+    if lo is not None:
+        E0 += lo
+        E1 += largest(like.dtype) if hi is None else hi
+    return P, P + 1.0, E0, E1
+
+
+@triton.jit
+def append(p, q, P, Q, E0, E1, lo, hi):
+    """The run (P, Q, E0, E1) followed by one step."""
+    if lo is not None:
+        E0 = step(p, q, E0, lo, hi)
+        E1 = step(p, q, E1, lo, largest(P.dtype) if hi is None else hi)
+    return step(p, q, P, None, None), q * Q, E0, E1
+
+
+@triton.jit
+def constant(where, value, P, Q, E0, E1):
+    """The run (P, Q, E0, E1), but where told, the constant map to `value`."""
+    P, E0, E1 = tl.where(where, value, P), tl.where(where, value, E0), tl.where(where, value, E1)
+    return P, tl.where(where, float("nan"), Q), E0, E1
+
+
+@triton.jit
+def saturate(P, Q, lo):
+    """P and Q with no infinity, so that P + Q*s forms neither inf - inf nor 0*inf; Q = NaN keeps its meaning.
+
+    Between bounds, a NaN of P goes too: where it is true, E0 has it as well.
+    """
+    most = largest(P.dtype)
+    if lo is not None:
+        P = tl.minimum(tl.maximum(P, -most), most)
+    return P, clamp(Q, -most, most)
+
+
+@triton.jit
+def apply(P, Q, E0, E1, s, BOUNDED: tl.constexpr):
+    """F(s) of a folded run."""
+    z = tl.where(Q != Q, P, P + Q * s)
+    if BOUNDED:
+        lo = tl.minimum(E0, E1, propagate_nan=tl.PropagateNan.ALL)
+        hi = tl.maximum(E0, E1, propagate_nan=tl.PropagateNan.ALL)
+        z = clamp(z, lo, hi)
+    return z

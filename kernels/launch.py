@@ -1,0 +1,257 @@
+"""From shapes to grids: the scan on GPUs. Arguments are checked by the caller."""
+
+import ctypes
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+
+from .chunks import _scan_carry_kernel, _scan_fold_kernel
+from .scan import _scan_bwd_kernel, _scan_fwd_kernel
+
+BOUNDS = {
+    "relu": (0.0, None),
+    "identity": (None, None),
+    "hardtanh": (-1.0, 1.0),
+    "relu6": (0.0, 6.0),
+    "tanh": (None, None),
+}
+
+# Said at every launch, because Triton's defaults change: a step is one fused multiply-add, a program one warp.
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+
+
+class Plan(NamedTuple):
+    """How a scan is cut: chunks of time, rows in flight, channels of a program."""
+
+    chunks: int
+    rows: int
+    block_n: int
+
+
+def plan(B, T, N, itemsize, streams, multiprocessors):
+    """How to cut B sequences of T steps and N channels, where a step reads `streams` rows of `itemsize` bytes.
+
+    A multiprocessor keeps memory busy with about 32 KiB in flight (latency times bandwidth: 0.9 us of an H200's
+    4.8 TB/s, over 132). In flight are rows * streams * itemsize bytes for each of B * N * chunks channels, however
+    these are grouped into programs. So: rows as the registers allow, 256 bytes a lane. Chunks, in powers of two
+    until the goal is met, if one chunk is not within half of it, for chunks read the input twice; each at least 4
+    groups of rows, and their number below sqrt(T) / 2, as the carry walks them one by one. Then the block: 16 bytes
+    a lane, or less until every multiprocessor has 4 programs, one a scheduler.
+    """
+    rows = 16 // streams
+    goal = 32 * 1024 * multiprocessors
+    in_flight = B * N * rows * streams * itemsize
+    most_chunks = min(T // (4 * rows), math.isqrt(T) // 2)
+    chunks = 1
+    if 2 * in_flight <= goal:
+        while chunks * in_flight < goal and 2 * chunks <= most_chunks:
+            chunks *= 2
+    block_n = 512 // itemsize
+    while block_n > 32 and B * triton.cdiv(N, block_n) * chunks < 4 * multiprocessors:
+        block_n //= 2
+    return Plan(chunks, rows, block_n)
+
+
+def scan_forward(
+    a,
+    u,
+    h0,
+    h,
+    *,
+    nonlinearity="relu",
+    reverse=False,
+    lengths=None,
+    cu_seqlens=None,
+    resets=None,
+    chunks=None,
+    rows=None,
+    block_n=None,
+):
+    """Writes h_t = f(a_t + u * h_{t-1}) to h, which may be a, and returns the last state h_n (B, N) in a.dtype.
+
+    a, h: (B, T, N), or (total, N) with cu_seqlens (B + 1,), of any strides but adjacent channels; u: (N,);
+    h0: (B, N) or None; lengths: (B,); resets: bool, (B, T) or (total,). `plan` fills in chunks, rows and block_n.
+    """
+    B, walk = _walk_arguments(
+        a, 1, nonlinearity, reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
+    )
+    h_n = a.new_empty(B, a.shape[-1])
+    stride_ab, stride_at = _strides(a, cu_seqlens)
+    stride_hb, stride_ht = _strides(h, cu_seqlens)
+    with torch.cuda.device_of(a):
+        start = h0
+        if walk["CHUNKS"] > 1:
+            start = _chunk_starts(B, walk, a, None, u, given=h0, first=h0, clip=(None, None))
+        _scan_fwd_kernel[_grid(B, walk)](
+            a,
+            u,
+            start,
+            h,
+            h_n,
+            stride_ab=stride_ab,
+            stride_at=stride_at,
+            stride_hb=stride_hb,
+            stride_ht=stride_ht,
+            TANH=nonlinearity == "tanh",
+            **walk,
+            **OPTIONS,
+        )
+    return h_n
+
+
+def scan_backward(
+    grad_h,
+    grad_h_n,
+    h,
+    u,
+    h0,
+    *,
+    nonlinearity="relu",
+    reverse=False,
+    lengths=None,
+    cu_seqlens=None,
+    resets=None,
+    grad_clip=None,
+    chunks=None,
+    rows=None,
+    block_n=None,
+):
+    """Gradients (grad_a, grad_u, grad_h0) of `scan_forward`, whose options these are, from the h that it stored.
+
+    grad_h: like h; grad_h_n: (B, N) or None for zeros; grad_clip: bound of every message, or None. grad_a is like h,
+    grad_u (N,) like u, grad_h0 (B, N) in h0's dtype, or without h0 in h's.
+    """
+    B, walk = _walk_arguments(
+        h, 2, nonlinearity, not reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
+    )
+    N = h.shape[-1]
+    grad_a = torch.empty_like(h)
+    grad_u = h.new_empty(B, walk["CHUNKS"], N, dtype=_accumulator(h))
+    grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
+    clip = _two_floats(grad_clip)
+    stride_gb, stride_gt = _strides(grad_h, cu_seqlens)
+    stride_hb, stride_ht = _strides(h, cu_seqlens)
+    stride_db, stride_dt = _strides(grad_a, cu_seqlens)
+    with torch.cuda.device_of(h):
+        start = None
+        if walk["CHUNKS"] > 1:
+            start = _chunk_starts(B, walk, grad_h, h, u, given=grad_h_n, first=None, clip=clip)
+        _scan_bwd_kernel[_grid(B, walk)](
+            grad_h,
+            grad_h_n,
+            h,
+            u,
+            h0,
+            start,
+            grad_a,
+            grad_u,
+            grad_h0,
+            clip=clip[0],
+            clip_rest=clip[1],
+            stride_gb=stride_gb,
+            stride_gt=stride_gt,
+            stride_hb=stride_hb,
+            stride_ht=stride_ht,
+            stride_db=stride_db,
+            stride_dt=stride_dt,
+            TANH=nonlinearity == "tanh",
+            **walk,
+            **OPTIONS,
+        )
+    return grad_a, grad_u.sum((0, 1)).to(u.dtype), grad_h0
+
+
+def _chunk_starts(B, walk, p, h, u, given, first, clip):
+    """(B, CHUNKS, N): the state, or in the backward the message, with which each chunk starts."""
+    chunks, N = walk["CHUNKS"], walk["N"]
+    maps = p.new_empty(B, chunks, 4, N, dtype=_accumulator(p))
+    start = p.new_empty(B, chunks, N, dtype=maps.dtype)
+    stride_pb, stride_pt = _strides(p, walk["cu_seqlens_ptr"])
+    stride_hb, stride_ht = (0, 0) if h is None else _strides(h, walk["cu_seqlens_ptr"])
+    blocks, _ = _grid(B, walk)
+    _scan_fold_kernel[(blocks, chunks - 1)](
+        p,
+        h,
+        u,
+        given,
+        maps,
+        clip=clip[0],
+        clip_rest=clip[1],
+        stride_pb=stride_pb,
+        stride_pt=stride_pt,
+        stride_hb=stride_hb,
+        stride_ht=stride_ht,
+        **walk,
+        **OPTIONS,
+    )
+    _scan_carry_kernel[(B * triton.cdiv(N, 32),)](
+        maps,
+        first,
+        start,
+        N,
+        BOUNDED=(walk["LO"] if h is None else clip[0]) is not None,
+        CHUNKS=chunks,
+        ROWS=8,
+        BLOCK_N=32,
+        **OPTIONS,
+    )
+    return start
+
+
+def _walk_arguments(
+    x, streams, nonlinearity, reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
+):
+    """B, and the arguments that the kernels which walk over time share."""
+    if nonlinearity == "tanh":
+        if chunks not in (None, 1):
+            raise ValueError(f"tanh is not a clamp and cannot be cut in time: chunks={chunks}")
+        chunks = 1
+    if cu_seqlens is None:
+        B, T, N = x.shape
+    else:
+        B, N = len(cu_seqlens) - 1, x.shape[1]
+        T = len(x) // max(B, 1)
+    processors = 1  # the interpreter has nothing to fill
+    if x.is_cuda:
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    planned = plan(B, T, N, x.element_size(), streams, processors)
+    lo, hi = BOUNDS[nonlinearity]
+    stride_rb, stride_rt = (0, 0) if resets is None else _strides(resets, cu_seqlens)
+    return B, {
+        "lengths_ptr": lengths,
+        "cu_seqlens_ptr": cu_seqlens,
+        "resets_ptr": resets,
+        "T": T,
+        "N": N,
+        "stride_rb": stride_rb,
+        "stride_rt": stride_rt,
+        "LO": lo,
+        "HI": hi,
+        "REVERSE": reverse,
+        "CHUNKS": chunks or planned.chunks,
+        "ROWS": rows or planned.rows,
+        "BLOCK_N": block_n or planned.block_n,
+    }
+
+
+def _grid(B, walk):
+    return B * triton.cdiv(walk["N"], walk["BLOCK_N"]), walk["CHUNKS"]
+
+
+def _strides(x, cu_seqlens):
+    """Strides of batch and time."""
+    return x.stride()[:2] if cu_seqlens is None else (0, x.stride(0))
+
+
+def _accumulator(x):
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _two_floats(x):
+    """x as a float32 and the rest, since a launch argument is float32 and float64 needs the whole number."""
+    if x is None:
+        return None, None
+    head = ctypes.c_float(x).value
+    return head, x - head

@@ -1,0 +1,231 @@
+"""The diagonal recurrence along time: forward, backward, and the fold that makes chunks of time independent.
+
+    forward   h_t = clamp(a_t + u * h_{t-1}, lo, hi)                        or tanh
+    backward  d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c)                 m_t read off the stored h_t
+
+    Li et al. 2018, arXiv 1803.04831, eq. 4; the clip on every message is Lasagne's grad_clipping.
+
+A program is one warp and owns one sequence, BLOCK_N channels and one of CHUNKS ranges of time, which it walks
+step by step. A step is two operations an element, so what counts is bytes in flight: ROWS time rows are loaded
+before the first is used. Where sequences and channels alone are too few, `_scan_fold_kernel` folds each chunk of
+time into one map, `_scan_carry_kernel` chains the maps, and every chunk is walked from its true start.
+
+Steps are counted along the walk: step i is time i, or length-1-i where REVERSE; the backward walks against the
+forward. Offsets are 64 bits wide; strides count elements; channels are adjacent. T is the padded length. With
+cu_seqlens [B + 1], sequence b is rows cu_seqlens[b] to cu_seqlens[b+1], batch strides are 0, and T is ignored. Times
+past a sequence's length are never read, and written 0. Optional pointers may be None. State and sums are float32,
+for float64 inputs float64.
+"""
+
+import triton
+import triton.language as tl
+
+from .clamped_affine import clip_bounds, step, stopped
+from .walk import load_rows, program, walk, within, zero_rows
+
+
+@triton.jit
+def _fwd_rows(
+    s, u, a_walk, h_walk, resets_walk, i, offs_n, N, left,
+    LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Steps i to i + ROWS, of which `left` exist, from state s."""
+    rows = load_rows(a_walk, i, offs_n, N, left, ROWS)
+    if resets_walk is not None:
+        resets = load_rows(resets_walk, i, 0, N, left, ROWS)
+    h_ptrs = h_walk[0] + i * h_walk[1] + offs_n
+    for r in tl.static_range(ROWS):
+        previous = s
+        if resets_walk is not None:
+            previous = tl.where(resets[r], 0.0, s)
+        h = step(rows[r].to(s.dtype), u, previous, LO, HI, TANH)
+        tl.store(h_ptrs, h, mask=within(offs_n, N, r < left))
+        h_ptrs += h_walk[1]
+        s = tl.where(r < left, h, s)
+    return s
+
+
+@triton.jit(do_not_specialize=["T"])
+def _scan_fwd_kernel(
+    a_ptr,  # [B, T, N]
+    u_ptr,  # [N]
+    start_ptr,  # [B, CHUNKS, N], the state in which each chunk starts; None: zeros
+    h_ptr,  # [B, T, N], may be a_ptr
+    h_n_ptr,  # [B, N]
+    lengths_ptr,  # [B] or None
+    cu_seqlens_ptr,  # [B + 1] or None
+    resets_ptr,  # [B, T] or None
+    T,
+    N,
+    stride_ab,
+    stride_at,
+    stride_hb,
+    stride_ht,
+    stride_rb,
+    stride_rt,
+    LO: tl.constexpr,  # bounds of h, or None
+    HI: tl.constexpr,
+    TANH: tl.constexpr,
+    REVERSE: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """h_t = clamp(a_t + u * h_{t-1}, LO, HI), and h_n, the state after the last step.
+
+    Where resets, h_{t-1} counts as 0. Saves h alone. Reads a and writes h once, 2*B*T*N*itemsize bytes. Per
+    element a multiply-add and a maximum, and two conversions where a is narrow.
+    """
+    b, chunk, first, length, start, stop, end, offs_n = program(
+        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
+    )
+    mask = offs_n < N
+    ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
+    u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
+    s = tl.zeros([BLOCK_N], ACC)
+    if start_ptr is not None:
+        s = tl.load(start_ptr + (b * CHUNKS + chunk) * N + offs_n, mask=mask).to(ACC)
+    a_walk = walk(a_ptr, b, first, length, stride_ab, stride_at, REVERSE)
+    h_walk = walk(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+    resets_walk = None
+    if resets_ptr is not None:
+        resets_walk = walk(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
+
+    whole = start + (stop - start) // ROWS * ROWS
+    every = tl.full([], ROWS, tl.int64)  # a constant, so that the masks of whole groups compile to nothing
+    for i in range(start, whole, ROWS):
+        s = _fwd_rows(s, u, a_walk, h_walk, resets_walk, i, offs_n, N, every, LO, HI, TANH, ROWS)
+    for i in range(whole, stop, ROWS):
+        s = _fwd_rows(
+            s, u, a_walk, h_walk, resets_walk, i, offs_n, N, stop - i, LO, HI, TANH, ROWS
+        )
+
+    last = (stop == length) & ((start < length) | (chunk == 0))
+    tl.store(h_n_ptr + b * N + offs_n, s, mask=within(offs_n, N, last))
+    if lengths_ptr is not None:
+        zero_rows(h_ptr, b, length, start, end, offs_n, N, stride_hb, stride_ht)
+
+
+@triton.jit
+def _bwd_rows(
+    d, grad_u, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk, i, offs_n, N, left,
+    LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Steps i to i + ROWS, of which `left` exist before the sequence's end, from message d.
+
+    h is the stored output of step i, `extra` a gradient that this step alone receives beside g.
+    """
+    rows = load_rows(g_walk, i, offs_n, N, left, ROWS)
+    h_rows = load_rows(h_walk, i + 1, offs_n, N, left - 1, ROWS)
+    if resets_walk is not None:
+        resets = load_rows(resets_walk, i, 0, N, left, ROWS)
+    d_ptrs = d_walk[0] + i * d_walk[1] + offs_n
+    for r in tl.static_range(ROWS):
+        g = rows[r].to(d.dtype)
+        if r == 0:
+            g += extra
+        if TANH:
+            slope = 1.0 - h * h
+            new = step(slope * g, slope * u, d, lo, hi)
+        else:
+            new = tl.where(stopped(h, LO, HI), 0.0, step(g, u, d, lo, hi))
+        tl.store(d_ptrs, new, mask=within(offs_n, N, r < left))
+        d_ptrs += d_walk[1]
+        h = tl.where(r == left - 1, h0, h_rows[r].to(d.dtype))
+        product = new * h
+        if resets_walk is not None:
+            product = tl.where(resets[r], 0.0, product)
+            new = tl.where(resets[r], 0.0, new)
+        grad_u = tl.where(r < left, grad_u + product, grad_u)
+        d = tl.where(r < left, new, d)
+    return d, grad_u, h
+
+
+@triton.jit(do_not_specialize=["T"])
+def _scan_bwd_kernel(
+    g_ptr,  # [B, T, N], gradient of h
+    g_n_ptr,  # [B, N], gradient of h_n, or None
+    h_ptr,  # [B, T, N], the stored output
+    u_ptr,  # [N]
+    h0_ptr,  # [B, N] or None
+    start_ptr,  # [B, CHUNKS, N], the message with which each chunk starts; None: zeros
+    d_ptr,  # [B, T, N], gradient of a
+    grad_u_ptr,  # [B, CHUNKS, N], this program's share of the gradient of u
+    grad_h0_ptr,  # [B, N]
+    lengths_ptr,  # [B] or None
+    cu_seqlens_ptr,  # [B + 1] or None
+    resets_ptr,  # [B, T] or None
+    clip,  # c and the rest of c, or None
+    clip_rest,
+    T,
+    N,
+    stride_gb,
+    stride_gt,
+    stride_hb,
+    stride_ht,
+    stride_db,
+    stride_dt,
+    stride_rb,
+    stride_rt,
+    LO: tl.constexpr,  # bounds of h, or None
+    HI: tl.constexpr,
+    TANH: tl.constexpr,
+    REVERSE: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c), grad_u = sum_t d_t * h_{t-1}, grad_h0 = u * d_1.
+
+    m_t = 0 where h_t is at a bound, else 1 (tanh: 1 - h_t^2). The gradient of h_n arrives with g_T. A step with a
+    reset sends no message on and adds nothing to grad_u. Reads g and h and writes d once, 3*B*T*N*itemsize bytes.
+    Per element two multiply-adds, a comparison and a selection, and with a clip a minimum and a maximum.
+    """
+    b, chunk, first, length, start, stop, end, offs_n = program(
+        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
+    )
+    mask = offs_n < N
+    ACC: tl.constexpr = tl.float64 if g_ptr.dtype.element_ty == tl.float64 else tl.float32
+    zeros = tl.zeros([BLOCK_N], ACC)
+    u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
+    h0 = zeros
+    if h0_ptr is not None:
+        h0 = tl.load(h0_ptr + b * N + offs_n, mask=mask).to(ACC)
+    d = zeros
+    if start_ptr is not None:
+        d = tl.load(start_ptr + (b * CHUNKS + chunk) * N + offs_n, mask=mask).to(ACC)
+    extra = zeros
+    if g_n_ptr is not None:
+        extra = tl.load(g_n_ptr + b * N + offs_n, mask=within(offs_n, N, chunk == 0), other=0.0).to(ACC)
+    g_n = extra
+    g_walk = walk(g_ptr, b, first, length, stride_gb, stride_gt, REVERSE)
+    h_walk = walk(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+    d_walk = walk(d_ptr, b, first, length, stride_db, stride_dt, REVERSE)
+    resets_walk = None
+    if resets_ptr is not None:
+        resets_walk = walk(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
+    lo, hi = clip_bounds(clip, clip_rest, ACC)
+
+    grad_u = zeros
+    h = load_rows(h_walk, start, offs_n, N, stop - start, 1)[0].to(ACC)
+    # Whole groups are followed by a further step, whose h they load; the sequence's last steps are left over.
+    whole = start + tl.maximum(tl.minimum(stop, length - 1) - start, 0) // ROWS * ROWS
+    more = tl.full([], ROWS + 1, tl.int64)
+    for i in range(start, whole, ROWS):
+        d, grad_u, h = _bwd_rows(
+            d, grad_u, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk, i, offs_n,
+            N, more, LO, HI, TANH, ROWS,
+        )  # fmt: skip
+        extra = zeros
+    for i in range(whole, stop, ROWS):
+        d, grad_u, h = _bwd_rows(
+            d, grad_u, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk, i, offs_n,
+            N, stop - i, LO, HI, TANH, ROWS,
+        )  # fmt: skip
+
+    tl.store(grad_u_ptr + (b * CHUNKS + chunk) * N + offs_n, grad_u, mask=mask)
+    last = (stop == length) & ((start < length) | (chunk == 0))
+    grad_h0 = tl.where(length == 0, g_n, u * d)
+    tl.store(grad_h0_ptr + b * N + offs_n, grad_h0, mask=within(offs_n, N, last))
+    if lengths_ptr is not None:
+        zero_rows(d_ptr, b, length, start, end, offs_n, N, stride_db, stride_dt)

@@ -1,0 +1,262 @@
+"""The benchmarks as a user starts them: python -m bench ..., from the root of the checkout."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+BENCH = [sys.executable, "-m", "bench"]
+SMALL = ["--length", "20", "--hidden", "8", "--batch", "4", "--log-every", "10", "--device", "cpu"]
+
+
+def bench(*words, status=0):
+    run = subprocess.run(
+        [*BENCH, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == status, run.stdout + run.stderr
+    return run
+
+
+def in_bench(code, *words):
+    """Runs code in the root of the checkout, to import bench; returns the JSON that it prints."""
+    command = [sys.executable, "-c", code, *words]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    return json.loads(run.stdout)
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a small run of all three networks that made all of its steps."""
+    folder = tmp_path_factory.mktemp("adding") / "run"
+    run = bench(
+        "adding", *SMALL, "--steps", 120, "--baselines", "--baseline-steps", 30, "--out", folder
+    )
+    return folder, run.stdout
+
+
+def test_adding_writes_report_plot_and_lines(finished):
+    folder, output = finished
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report["models"]) == ["IndRNN", "LSTM", "IRNN"]
+    assert report["environment"]["versions"]["torch"] == torch.__version__
+    assert report["settings"]["length"] == 20
+    losses = checkpoint(folder)["learners"]["IndRNN"]["losses"]
+    result = report["models"]["IndRNN"]
+    assert result["steps"] == len(losses) == 120
+    assert result["curve"] == [[100, pytest.approx(sum(losses[:100]) / 100)]]
+    assert result["running_mse"] == pytest.approx(sum(losses[20:]) / 100)
+    assert result["seconds"] > 119 * result["median_step_seconds"] / 2 > 0
+    assert report["models"]["LSTM"]["steps"] == 30
+    assert (folder / "curves.png").read_bytes()[1:4] == b"PNG"
+    assert re.search(r"IndRNN +step +110 +MSE \d\.\d+ ", output)
+
+
+def test_adding_trains_every_network_on_the_same_data(finished):
+    folder, _ = finished
+    states = checkpoint(folder)["learners"]
+    assert torch.equal(states["LSTM"]["generator"], states["IRNN"]["generator"])
+    assert not torch.equal(states["LSTM"]["generator"], states["IndRNN"]["generator"])
+
+
+def test_adding_stops_at_the_target(tmp_path):
+    bench("adding", *SMALL, "--target", 100, "--steps", 500, "--out", tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "report.json").read_text())["models"]["IndRNN"]
+    assert (result["outcome"], result["steps"], result["steps_to_target"]) == (
+        "target reached",
+        100,
+        100,
+    )
+
+
+def test_an_interrupted_run_ends_as_if_it_never_had_been(tmp_path):
+    """Ctrl-C, resume, and compare every loss and number of the state with a run in one go."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    options = [
+        *SMALL,
+        "--keep-going",
+        "--decay-every",
+        "25",
+    ]  # the learning rate changes in between
+    process = subprocess.Popen(
+        [*BENCH, "adding", *options, "--out", str(stopped)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if re.search(r"step +20 ", line):
+                break
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, rest
+    assert f"python -m bench adding --resume {stopped}" in rest
+    assert {path.name for path in stopped.iterdir()} == {
+        "checkpoint.pt",
+        "report.json",
+        "curves.png",
+    }
+    begun = checkpoint(stopped)["learners"]["IndRNN"]
+    assert begun["outcome"] == "interrupted"
+    steps = len(begun["losses"]) + 37
+
+    bench("adding", "--resume", stopped, "--steps", steps)
+    bench("adding", *options, "--steps", steps, "--out", whole)
+    resumed, expected = (checkpoint(folder)["learners"]["IndRNN"] for folder in (stopped, whole))
+    assert len(expected["losses"]) == steps
+    assert resumed["losses"] == expected["losses"]
+    assert torch.equal(resumed["generator"], expected["generator"])
+    for name, value in expected["model"].items():
+        assert torch.equal(resumed["model"][name], value), name
+    for number, state in expected["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(resumed["optimizer"]["state"][number][name], value), (number, name)
+
+
+def test_adding_data_are_exact():
+    """One mark in each half, numbers in [0, 1), the answer the sum of the marked ones."""
+    code = """
+import json, torch
+from bench.tasks.adding import make_batch
+generator = torch.Generator().manual_seed(1)
+seen = {length: set() for length in (2, 3, 9)}
+for length in seen:
+    for _ in range(200):
+        inputs, answers = make_batch(5, length, generator)
+        numbers, marks = inputs.unbind(-1)
+        assert inputs.shape == (5, length, 2) and answers.shape == (5, 1)
+        assert ((numbers >= 0) & (numbers < 1)).all() and ((marks == 0) | (marks == 1)).all()
+        assert (marks[:, :length // 2].sum(1) == 1).all()
+        assert (marks[:, length // 2:].sum(1) == 1).all()
+        torch.testing.assert_close((numbers * marks).sum(1, keepdim=True), answers)
+        seen[length] |= set(marks.nonzero()[:, 1].tolist())
+print(json.dumps({length: sorted(places) for length, places in seen.items()}))
+"""
+    assert in_bench(code) == {str(length): list(range(length)) for length in (2, 3, 9)}
+
+
+WRONG = {  # what is asked: what the one line says
+    "adding --length 1": "argument --length: '1' must be a whole number, at least 2",
+    "adding --length ten": "argument --length: 'ten' must be a whole number, at least 2",
+    "adding --steps 0": "argument --steps: '0' must be a whole number, at least 1",
+    "adding --batch -4": "argument --batch: '-4' must be a whole number, at least 1",
+    "adding --hidden 1.5": "argument --hidden: '1.5' must be a whole number, at least 1",
+    "adding --layers 0": "argument --layers: '0' must be a whole number, at least 1",
+    "adding --lr nan": "argument --lr: 'nan' must be a finite number above 0",
+    "adding --lr -1": "argument --lr: '-1' must be a finite number above 0",
+    "adding --target 0": "argument --target: '0' must be a finite number above 0",
+    "adding --device nowhere": "argument --device: 'nowhere' cannot be used: ",
+    "adding --device cuda:99": "argument --device: 'cuda:99' cannot be used: ",
+    "adding --device meta": "argument --device: 'meta' cannot be used: ",
+    "adding --resume {tmp}/nothing": "there is no checkpoint {tmp}/nothing/checkpoint.pt",
+    "adding --resume {tmp}/torn": "{tmp}/torn/checkpoint.pt is not a checkpoint that can be read",
+    "adding --resume {tmp}/other": "{tmp}/other/checkpoint.pt is not a checkpoint of this version",
+    "adding --resume {run} --length 21": "--length 21: the run to resume has 20",
+    "adding --resume {run} --out {tmp}/new": "argument --out: not allowed with argument --resume",
+    "adding --out {run}": "{run} already holds a run; --resume {run} goes on with it",
+    "adding --out {run}/report.json": "cannot make the folder {run}/report.json: ",
+    "adding --len 10": "unrecognized arguments: --len 10",
+    "speed --sizes 3x4": "argument --sizes: '3x4' must be BxTxN, as in 32x1000x128",
+    "speed --sizes 3x0x4": "argument --sizes: '3x0x4' must be BxTxN, as in 32x1000x128",
+    "speed --rounds 0": "argument --rounds: '0' must be a whole number, at least 1",
+    "speed --out {tmp}/nothing/a.json": "there is no folder {tmp}/nothing for a.json",
+    "fly": "argument COMMAND: invalid choice: 'fly'",
+    "": "the following arguments are required: COMMAND",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(finished, tmp_path_factory):
+    """Exit status and stderr for each line of WRONG, asked in one process."""
+    tmp = tmp_path_factory.mktemp("wrong")
+    for name in ("torn", "other"):
+        (tmp / name).mkdir()
+    whole = (finished[0] / "checkpoint.pt").read_bytes()
+    (tmp / "torn" / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weights": torch.zeros(3)}, tmp / "other" / "checkpoint.pt")
+    names = {"tmp": tmp, "run": finished[0]}
+    code = """
+import contextlib, io, json, sys
+from bench.__main__ import main
+answers = []
+for line in sys.argv[1:]:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            status = main(line.split())
+        except SystemExit as exit:
+            status = exit.code
+    answers.append([status, said.getvalue()])
+print(json.dumps(answers))
+"""
+    given = in_bench(code, *(line.format(**names) for line in WRONG))
+    return names, dict(zip(WRONG, given, strict=True))
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_request_gets_one_clear_line(line, answers):
+    names, given = answers
+    status, said = given[line]
+    assert status == 2
+    assert WRONG[line].format(**names) in said
+    assert re.fullmatch(r"python -m bench.*: error: .*\n", said), "one line"
+
+
+def test_speed_measures_and_writes_json(tmp_path):
+    out = tmp_path / "speed.json"
+    output = bench("speed", "--sizes", "3x17x5", "2x40x16", "--rounds", 3, "--out", out).stdout
+    content = json.loads(out.read_text())
+    assert content["environment"]["device"] == "cpu"
+    assert content["environment"]["versions"]["torch"] == torch.__version__
+    assert len(content["records"]) == 14
+    for record in content["records"]:
+        assert record["ratio"]["lower"] <= record["ratio"]["median"] <= record["ratio"]["upper"]
+        assert 0 < record["above_ms"]["lower"] <= record["above_ms"]["median"]
+        assert record["holds"] is None, "sizes of one's own have no bounds"
+        assert f"{record['above']} / {record['below']}" in output
+
+
+def test_speed_judges_ratios():
+    code = """
+import json, time
+from bench.speed.layers import Claim, judge
+from bench.speed.timing import measure
+seconds = measure({"slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.01)}, 5, "cpu")
+claims = [Claim("slow", "fast", at_most=6.0), Claim("slow", "fast", at_most=1.5),
+          Claim("slow", "fast", at_least=1.5), Claim("slow", "fast", at_least=6.0)]
+print(json.dumps([judge((1, 1, 1), claim, seconds) for claim in claims]))
+"""
+    records = in_bench(code)
+    assert [record["holds"] for record in records] == [True, False, True, False]
+    assert 1.5 < records[0]["ratio"]["median"] < 6
+
+
+@pytest.mark.parametrize("wrong", ["h", "grad_u"])
+def test_speed_times_nothing_that_is_wrong(wrong):
+    code = """
+import json, sys
+from bench.speed import layers
+right = layers.indrnn_scan
+def scan(a, u):
+    h, h_n = right(a, u if sys.argv[1] == "h" else u.detach() + 0.999 * (u - u.detach()))
+    return (h * 1.001 if sys.argv[1] == "h" else h), h_n
+layers.indrnn_scan = scan
+try:
+    layers.prepare(2, 30, 8, "cpu")
+except SystemExit as exit:
+    print(json.dumps(exit.code))
+"""
+    assert re.match(f"scan, {wrong} is wrong: .*nothing was timed", in_bench(code, wrong))

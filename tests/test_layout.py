@@ -1,0 +1,95 @@
+"""Who may import whom: layers and blocks -> functional -> ops -> kernels, and not the other way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    path for folder in ("fastindrnn", "kernels") for path in sorted((ROOT / folder).glob("*.py"))
+]
+EVERYTHING = [
+    *SOURCES,
+    *sorted((ROOT / "tests").glob("*.py")),
+    *sorted((ROOT / "bench").rglob("*.py")),
+]
+
+# A module of the package may import modules of a lower rank only; the kernels are below them all.
+RANK = {
+    "ops": 1,
+    "functional": 2,
+    "init": 3,
+    "constraint": 3,
+    "norm": 3,
+    "sequences": 3,
+    "layers": 4,
+    "blocks": 5,
+    "interop": 6,
+    "memory": 6,
+    "distributed": 6,
+    "__init__": 7,
+    "__main__": 8,
+}
+REFERENCE = "fastindrnn.kernels.reference"
+
+
+def imported(path):
+    """Full names of all that a file imports, at any depth; `from a import b` gives a and a.b."""
+    package = {"fastindrnn": "fastindrnn", "kernels": "fastindrnn.kernels"}.get(
+        path.parent.name, ""
+    )
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=name_of)
+def test_kernels_are_imported_from_the_package(path):
+    wrong = {name for name in imported(path) if name.split(".")[0] == "kernels"}
+    assert not wrong, (
+        f"{path}: {wrong} is found only from the repository root; say fastindrnn.kernels"
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "fastindrnn"], ids=name_of)
+def test_imports_inside_the_package_go_down(path):
+    assert path.stem in RANK, f"{path.name} has no rank in tests/test_layout.py"
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] != "fastindrnn" or len(parts) == 1:
+            continue
+        if parts[1] == "kernels":
+            assert path.stem in {"ops", "functional"}, f"{path.name} imports {name}: ops does that"
+            if path.stem == "functional" and len(parts) > 2:
+                assert name.startswith(REFERENCE), f"functional.py imports {name}, past ops.py"
+        elif parts[1] in RANK:
+            assert RANK[parts[1]] < RANK[path.stem], f"{path.name} imports {name}: the wrong way"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "kernels"], ids=name_of)
+def test_kernels_import_only_kernels(path):
+    for name in imported(path):
+        inside = name == "fastindrnn.kernels" or name.startswith("fastindrnn.kernels.")
+        assert inside or name.split(".")[0] != "fastindrnn", f"{path.name} imports {name}"
+
+
+def test_only_functional_and_checks_import_the_reference():
+    users = {path.stem for path in SOURCES if REFERENCE in imported(path)}
+    assert users <= {"functional"}, users
+
+
+def test_tests_is_no_package():
+    assert not (ROOT / "tests" / "__init__.py").exists(), "it would put the root on sys.path"
