@@ -233,14 +233,13 @@ class IndRNN(_Recurrent):
                 f"{self.input_size}, but is {tuple(input.shape)}"
             )
         x = input if batched else input.unsqueeze(0)
+        time_first = batched and not self.batch_first
         if resets is not None:
             resets = resets if batched else resets.unsqueeze(0)
-        if batched and not self.batch_first:
-            x = x.transpose(0, 1)
-            resets = None if resets is None else resets.transpose(0, 1)
+            resets = resets.transpose(0, 1) if time_first else resets
         states: Sequence[Tensor | None] = [None] * (self.num_layers * self.num_directions)
         if hx is not None:
-            batch = (x.shape[0],) if batched else ()
+            batch = (x.shape[time_first],) if batched else ()
             expected = (len(states), *batch, self.hidden_size)
             if hx.shape != expected:
                 raise ValueError(f"hx must be {expected}, but is {tuple(hx.shape)}")
@@ -250,17 +249,16 @@ class IndRNN(_Recurrent):
         for layer in range(self.num_layers):
             outputs = []
             for suffix in self._suffixes(layer):
-                h, h_n = self._run(x, suffix, states[len(ends)], lengths=lengths, resets=resets)
-                outputs.append(h)
+                rows = x.transpose(0, 1) if time_first else x
+                h, h_n = self._run(rows, suffix, states[len(ends)], lengths=lengths, resets=resets)
+                outputs.append(h.transpose(0, 1) if time_first else h)
                 ends.append(h_n)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
-                keep = x.new_ones(x.shape[0], 1, x.shape[2])
-                x = x * nn.functional.dropout(keep, self.dropout)
+                shape = (1, *x.shape[1:]) if time_first else (x.shape[0], 1, x.shape[2])
+                x = x * nn.functional.dropout(x.new_ones(shape), self.dropout)
         h_n = torch.stack(ends)
-        if not batched:
-            return x.squeeze(0), h_n.squeeze(1)
-        return (x if self.batch_first else x.transpose(0, 1)), h_n
+        return (x, h_n) if batched else (x.squeeze(0), h_n.squeeze(1))
 
 
 class IndRNNCell(_Recurrent):

@@ -233,7 +233,13 @@ def _indrnn_gradient(ctx, grad_h, grad_h_n):
     rows = _flatten(grad_a, grad_a)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x = _unflatten(rows @ weight, grad_a) if needs_x else None
-    grad_weight = rows.t() @ _flatten(x, grad_a) if needs_weight else None
+    grad_weight = None
+    if needs_weight:
+        lengths = ctx.saved_tensors[3]
+        if lengths is not None:  # padding may hold NaN, and 0 * NaN is not 0
+            padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+            x = x.masked_fill(padding[..., None], 0)
+        grad_weight = rows.t() @ _flatten(x, grad_a)
     grad_bias = rows.sum(0) if needs_bias else None
     return grad_x, grad_weight, grad_bias, grad_u, grad_h0, *[None] * 7
 

@@ -393,7 +393,7 @@ def _blocks(B, N, threads):
     """Runs of channels a sequence: few, as memory is best read in long rows, but so many that every
     thread gets about the same."""
     blocks = math.ceil(N / _WIDEST)
-    while N > blocks * _NARROWEST:
+    while blocks * _NARROWEST < N:
         items = B * blocks
         if math.ceil(items / threads) * threads <= 1.1 * items:
             break

@@ -221,7 +221,7 @@ def test_speed_measures_and_writes_json(tmp_path):
     content = json.loads(out.read_text())
     assert content["environment"]["device"] == "cpu"
     assert content["environment"]["versions"]["torch"] == torch.__version__
-    assert len(content["records"]) == 14
+    assert len(content["records"]) == 16
     for record in content["records"]:
         assert record["ratio"]["lower"] <= record["ratio"]["median"] <= record["ratio"]["upper"]
         assert 0 < record["above_ms"]["lower"] <= record["above_ms"]["median"]

@@ -1,0 +1,151 @@
+"""Random cases of the scan, and the check that every backend must pass on them.
+
+The forward is compared with the reference in float64. The backward starts from an h that is
+rounded, and a rounded h can fall on the other side of a kink: so it is compared with the formula
+of the gradient in float64 on that same h, and the formula with the reference's autograd
+(test_reference).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from fastindrnn.kernels import reference
+from hypothesis import strategies as st
+from tolerance import assert_close_to_reference
+
+BOUNDS = {"relu": (0, torch.inf), "hardtanh": (-1, 1), "relu6": (0, 6)}
+
+
+@dataclass(frozen=True)
+class Case:
+    B: int
+    T: int
+    N: int
+    dtype: torch.dtype = torch.float32
+    nonlinearity: str = "relu"
+    reverse: bool = False
+    has_h0: bool = True
+    form: str = "padded"  # "padded" (all of length T), "lengths" or "packed" (cu_seqlens)
+    has_resets: bool = False
+    has_grad_h_n: bool = True
+    grad_clip: float | None = None
+    time_first: bool = False
+    seed: int = 0
+
+
+def cases(T=40, N=70, **fixed):
+    options = {
+        "B": st.sampled_from([1, 2, 3, 5]),
+        "T": st.integers(0, T),
+        "N": st.one_of(st.sampled_from([1, 3, N]), st.integers(1, N)),
+        "dtype": st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+        "nonlinearity": st.sampled_from(list(reference.ACTIVATIONS)),
+        "reverse": st.booleans(),
+        "has_h0": st.booleans(),
+        "form": st.sampled_from(["padded", "lengths", "packed"]),
+        "has_resets": st.booleans(),
+        "has_grad_h_n": st.booleans(),
+        "grad_clip": st.sampled_from([None, 0.5, 3.0]),
+        "time_first": st.booleans(),
+        "seed": st.integers(0, 2**31),
+    }
+    options |= {name: st.just(value) for name, value in fixed.items()}
+    return st.builds(Case, **options)
+
+
+def inputs(case):
+    """a, u, h0, options of the scan; grad_h, grad_h_n. Padding holds NaN."""
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.dtype)
+
+    def rows(B, T, N):
+        return normal(T, B, N).transpose(0, 1) if case.time_first else normal(B, T, N)
+
+    u = (torch.rand(case.N, generator=generator, dtype=torch.float64) * 2.2 - 1.1).to(case.dtype)
+    h0 = normal(case.B, case.N) if case.has_h0 else None
+    grad_h_n = normal(case.B, case.N) if case.has_grad_h_n else None
+    options = {"nonlinearity": case.nonlinearity, "reverse": case.reverse}
+    if case.form == "packed":
+        lengths = torch.randint(0, case.T + 1, (case.B,), generator=generator)
+        options["cu_seqlens"] = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        a, grad_h = (normal(int(lengths.sum()), case.N) for _ in range(2))
+    else:
+        a, grad_h = (rows(case.B, case.T, case.N) for _ in range(2))
+    if case.form == "lengths":
+        lengths = torch.randint(0, case.T + 1, (case.B,), generator=generator)
+        options["lengths"] = lengths
+        padding = torch.arange(case.T) >= lengths[:, None]
+        a[padding], grad_h[padding] = torch.nan, torch.nan
+    if case.has_resets:
+        options["resets"] = torch.rand(a.shape[:-1], generator=generator) < 0.2
+    return (a, u, h0, options), (grad_h, grad_h_n)
+
+
+def _double(x):
+    return None if x is None else x.double()
+
+
+def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **options):
+    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) in a plain loop: grad_a, grad_u, grad_h0."""
+    cu_seqlens, lengths = options.get("cu_seqlens"), options.get("lengths")
+    resets, kind = options.get("resets"), options["nonlinearity"]
+    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
+    B = h.shape[0] if bounds is None else len(bounds) - 1
+    grad_a, grad_u = torch.zeros_like(h), torch.zeros_like(u)
+    grad_h0 = h.new_zeros(B, h.shape[-1])
+    for b in range(B):
+        if bounds is None:
+            where = (b, slice(0, h.shape[1] if lengths is None else int(lengths[b])))
+        else:
+            where = slice(bounds[b], bounds[b + 1])
+        states, g, d = h[where], grad_h[where], grad_a[where]
+        reset = None if resets is None else resets[where]
+        walk = list(range(states.shape[0]))
+        if options["reverse"]:
+            walk.reverse()
+        message = torch.zeros_like(u) if grad_h_n is None else grad_h_n[b]
+        first = torch.zeros_like(u) if h0 is None else h0[b]
+        for i in reversed(range(len(walk))):
+            t = walk[i]
+            previous = states[walk[i - 1]] if i else first
+            total = g[t] + message
+            if kind == "tanh":
+                total = (1 - states[t] ** 2) * total
+            elif kind in BOUNDS:
+                low, high = BOUNDS[kind]
+                total = torch.where((states[t] <= low) | (states[t] >= high), 0, total)
+            if grad_clip is not None:
+                total = total.clamp(-grad_clip, grad_clip)
+            d[t] = total
+            message = u * total
+            if reset is not None and reset[t]:
+                message, previous = torch.zeros_like(message), torch.zeros_like(previous)
+            grad_u += total * previous
+        grad_h0[b] = message
+    return grad_a, grad_u, grad_h0
+
+
+def check_scan(case, forward, backward, **launch):
+    """`forward` and `backward` of a kernel room, with options `launch` of its own, on a case."""
+    (a, u, h0, options), (grad_h, grad_h_n) = inputs(case)
+    h = torch.full_like(a, torch.nan)
+    h_n = forward(a, u, h0, h, **options, **launch)
+    clean = torch.where(a.isnan(), 0, a)
+    expected = reference.scan(clean.double(), u.double(), _double(h0), **options)
+    loop = reference.scan(clean, u, h0, **options)
+    for what, *three in zip(("h", "h_n"), (h, h_n), expected, loop, strict=True):
+        assert three[0].dtype == case.dtype
+        assert_close_to_reference(*three, what=what)
+
+    clip = {"grad_clip": case.grad_clip}
+    actual = backward(grad_h, grad_h_n, h, u, h0, **options, **clip, **launch)
+    g = torch.where(grad_h.isnan(), 0, grad_h)
+    double = [_double(x) for x in (g, grad_h_n, h, u, h0)]
+    expected = gradients_by_formula(*double, **options, **clip)
+    loop = gradients_by_formula(g, grad_h_n, h, u, h0, **options, **clip)
+    names = ("grad_a", "grad_u", "grad_h0")
+    for what, *three in zip(names, actual, expected, loop, strict=True):
+        assert three[0].dtype == case.dtype
+        assert_close_to_reference(*three, what=what)

@@ -1,0 +1,184 @@
+"""The compiled CPU loops against the reference."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from fastindrnn.kernels import cpu, reference
+from hypothesis import given, settings
+from scan_cases import Case, cases, check_scan, inputs
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases(T=60, N=130))
+def test_against_reference(case):
+    check_scan(case, cpu.scan_forward, cpu.scan_backward)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 70, 1100), (33, 20, 129), (3, 400, 65), (2, 2, 20_000)])
+def test_large_shapes_on_several_threads(shape, dtype):
+    """Above the size from which more than one thread works, with channels cut into runs."""
+    for reverse in (False, True):
+        check_scan(
+            Case(*shape, dtype=dtype, reverse=reverse, form="lengths", grad_clip=2.0),
+            cpu.scan_forward,
+            cpu.scan_backward,
+        )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_in_place(reverse):
+    (a, u, h0, options), _ = inputs(Case(3, 50, 300, reverse=reverse))
+    h = torch.full_like(a, torch.nan)
+    cpu.scan_forward(a, u, h0, h, **options)
+    cpu.scan_forward(a, u, h0, a, **options)
+    assert torch.equal(a, h)
+
+
+@pytest.mark.parametrize("nonlinearity", list(reference.ACTIVATIONS))
+def test_nan_stays_in_its_channel_from_its_step_on(nonlinearity):
+    (a, u, h0, options), _ = inputs(Case(2, 30, 20, nonlinearity=nonlinearity))
+    a[1, 7, 3] = torch.nan
+    h = torch.empty_like(a)
+    cpu.scan_forward(a, u, h0, h, **options)
+    assert torch.equal(h.isnan(), reference.scan(a, u, h0, **options)[0].isnan())
+    assert h[1, 7:, 3].isnan().all()
+
+
+def test_same_bits_on_each_run_and_number_of_threads():
+    (a, u, h0, options), (grad_h, grad_h_n) = inputs(Case(5, 200, 100))
+
+    def run():
+        h = torch.empty_like(a)
+        h_n = cpu.scan_forward(a, u, h0, h, **options)
+        return h, h_n, *cpu.scan_backward(grad_h, grad_h_n, h, u, h0, **options)
+
+    first, threads = run(), torch.get_num_threads()
+    try:
+        for number in (threads, 1, 2, 3):
+            torch.set_num_threads(number)
+            assert all(torch.equal(x, y) for x, y in zip(first, run(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_number_of_threads_is_torchs():
+    """With one thread nothing is started; with several, as many as torch is told work."""
+    script = """if True:
+        import os, torch
+        from fastindrnn.kernels import cpu
+        threads = lambda: len(os.listdir("/proc/self/task"))
+        torch.set_num_threads(1)
+        a, u = torch.randn(16, 100, 512), torch.rand(512)
+        before = threads()
+        cpu.scan_forward(a, u, None, torch.empty_like(a))
+        assert threads() == before, "one thread was asked for"
+        torch.set_num_threads(3)
+        cpu.scan_forward(a, u, None, torch.empty_like(a))
+        assert threads() == before + 2, (before, threads())
+    """
+    if not os.path.exists("/proc/self/task"):
+        pytest.skip("counts threads through /proc")
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_concurrent_calls():
+    """Eight Python threads at once, each with its own problem: none crashes or mixes up results."""
+    problems = [inputs(Case(4, 300, 64, seed=i))[0] for i in range(8)]
+    expected = []
+    for a, u, h0, options in problems:
+        h = torch.empty_like(a)
+        cpu.scan_forward(a, u, h0, h, **options)
+        expected.append(h)
+    wrong, barrier = [], threading.Barrier(len(problems))
+
+    def work(i):
+        a, u, h0, options = problems[i]
+        barrier.wait()
+        for _ in range(20):
+            h = torch.full_like(a, torch.nan)
+            cpu.scan_forward(a, u, h0, h, **options)
+            if not torch.equal(h, expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(problems))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+_CHILD = """if True:
+    import sys, torch
+    from torch.utils.data import DataLoader, Dataset
+    from fastindrnn.kernels import cpu
+
+    def scan(seed):
+        a = torch.randn(4, 300, 64, generator=torch.Generator().manual_seed(seed))
+        h = torch.empty_like(a)
+        cpu.scan_forward(a, torch.linspace(0, 1, 64), None, h)
+        return h
+
+    class Scans(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return scan(i)
+
+    def child(queue, seed):
+        queue.put(scan(seed).numpy())
+
+    def main():
+        expected = [scan(i) for i in range(4)]  # the parent's threads exist by now
+        if sys.argv[1] == "loader":
+            loader = DataLoader(Scans(), 1, num_workers=2, multiprocessing_context="fork")
+            results = [h[0] for h in loader]
+        else:
+            context = torch.multiprocessing.get_context(sys.argv[1])
+            results = []
+            for i in range(4):
+                queue = context.SimpleQueue()
+                process = context.Process(target=child, args=(queue, i))
+                process.start()
+                results.append(torch.from_numpy(queue.get()))
+                process.join()
+                assert process.exitcode == 0
+        for h, e in zip(results, expected, strict=True):
+            assert torch.equal(h, e)
+
+    if __name__ == "__main__":
+        main()
+"""
+
+
+@pytest.mark.parametrize("start", ["loader", "fork", "spawn"])
+def test_in_child_processes(start, tmp_path):
+    """In a forked child, a DataLoader's worker, a spawned one, after the parent's threads ran."""
+    if start != "spawn" and not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    script = tmp_path / "children.py"
+    script.write_text(_CHILD.replace("if True:\n", "", 1).replace("\n    ", "\n").lstrip())
+    subprocess.run([sys.executable, str(script), start], check=True, timeout=120)
+
+
+def test_without_a_folder_for_the_cache(tmp_path):
+    """Where nothing can be written, the loops are compiled for this process alone."""
+    script = """if True:
+        import numba.core.caching, torch
+        class Nowhere(numba.core.caching.CacheImpl):
+            _locator_classes = []
+        numba.core.caching.CodeLibraryCacheImpl._locator_classes = []
+        numba.core.caching.CompileResultCacheImpl._locator_classes = []
+        from fastindrnn.kernels import cpu
+        a = torch.ones(1, 3, 2)
+        cpu.scan_forward(a, torch.ones(2), None, a)
+        assert a[0, :, 0].tolist() == [1, 2, 3]
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)

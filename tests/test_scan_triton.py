@@ -1,0 +1,174 @@
+"""The Triton scan against the reference: on a GPU if there is one, else in Triton's interpreter."""
+
+import pytest
+import torch
+from fastindrnn.kernels import launch, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scan_cases import Case, cases, check_scan, inputs
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# States that outgrow the dtype are part of these tests, and numpy, the interpreter's engine, warns of them.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(overflow|invalid value) encountered:RuntimeWarning"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _poison():
+    """What kernels allocate is NaN until written."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def on_device(x):
+    return x.to(DEVICE) if torch.is_tensor(x) else x
+
+
+def forward(a, u, h0, h, **options):
+    options = {name: on_device(x) for name, x in options.items()}
+    written = on_device(h)
+    h_n = launch.scan_forward(on_device(a), on_device(u), on_device(h0), written, **options)
+    h.copy_(written)
+    return h_n.to(a.device)
+
+
+def backward(*tensors, **options):
+    options = {name: on_device(x) for name, x in options.items()}
+    gradients = launch.scan_backward(*map(on_device, tensors), **options)
+    return [x.to(tensors[0].device) for x in gradients]
+
+
+cuts = st.fixed_dictionaries(
+    {
+        "chunks": st.sampled_from([1, 2, 3, 8]),
+        "rows": st.sampled_from([2, 4]),
+        "block_n": st.sampled_from([4, 8]),
+    }
+)
+
+
+@settings(max_examples=70, deadline=None)
+@given(cases(T=24, N=11), cuts)
+def test_against_reference(case, cut):
+    if case.nonlinearity == "tanh":
+        cut = cut | {"chunks": 1}
+    check_scan(case, forward, backward, **cut)
+
+
+@pytest.mark.parametrize("nonlinearity", list(reference.ACTIVATIONS))
+def test_as_the_launch_plans_it(nonlinearity):
+    """With the launch's own rows, block and chunks: several of each but for tanh."""
+    case = Case(1, 150, 35, nonlinearity=nonlinearity, form="lengths", grad_clip=0.5)
+    check_scan(case, forward, backward)
+    assert launch.plan(1, 150, 35, 4, 1, 1, 32).chunks > 1
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_in_place_and_strided_and_same_bits_on_each_run(reverse, chunks):
+    """Into its own input, between other channels, under autocast's mix of dtypes."""
+    case = Case(2, 17, 9, reverse=reverse, form="lengths", has_resets=True, dtype=torch.bfloat16)
+    (a, u, h0, options), _ = inputs(case)
+    u, h0 = u.float(), h0.float()
+    expected = torch.full_like(a, torch.nan)
+    h_n = forward(a, u, h0, expected, **options, chunks=chunks, rows=4, block_n=8)
+    wide = on_device(torch.full((2, 18, 14), 7.0, dtype=a.dtype))
+    inner = wide[:, 1:, 3:12]
+    inner.copy_(a)
+    options = {name: on_device(x) for name, x in options.items()}
+    cut = {"chunks": chunks, "rows": 4, "block_n": 8}
+    again = launch.scan_forward(inner, on_device(u), on_device(h0), inner, **options, **cut)
+    assert torch.equal(inner.cpu(), expected)
+    assert torch.equal(again.cpu(), h_n)
+    inner.fill_(7.0)
+    assert (wide == 7.0).all(), "wrote outside of h"
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_nan_stays_until_a_reset(nonlinearity, chunks):
+    """Also where u is 0 or the state has faded to 0 since, and across chunks that are folded."""
+    a = torch.zeros(2, 40, 7)
+    a[:, 3] = torch.nan
+    u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -1.0, 1e9, -1e25])
+    resets = torch.zeros(2, 40, dtype=torch.bool)
+    resets[1, 21] = True
+    h = torch.zeros_like(a)
+    options = {"nonlinearity": nonlinearity, "resets": resets}
+    h_n = forward(a, u, None, h, **options, chunks=chunks, rows=4)
+    assert h[0, 3:].isnan().all()
+    assert h[1, 3:21].isnan().all()
+    assert (h[1, 21:] == 0).all()
+    assert h_n[0].isnan().all()
+    assert (h_n[1] == 0).all()
+
+
+@pytest.mark.parametrize("grad_clip", [None, 1.0])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_nan_message_stays_until_a_bound_stops_it(grad_clip, chunks):
+    h = torch.ones(1, 40, 5)
+    h[0, 9] = 0.0
+    grad_h = torch.zeros(1, 40, 5)
+    grad_h[0, 37] = torch.nan
+    u = torch.tensor([0.0, 1e-9, -1e-9, 1.0, 1e25])
+    options = {"grad_clip": grad_clip, "chunks": chunks, "rows": 4}
+    grad_a, _, grad_h0 = backward(grad_h, None, h, u, None, **options)
+    assert grad_a[0, 10:38].isnan().all()
+    assert (grad_a[0, :10] == 0).all()
+    assert (grad_a[0, 38:] == 0).all()
+    assert (grad_h0 == 0).all()
+
+
+@pytest.mark.parametrize("nonlinearity", ["hardtanh", "relu6"])
+def test_bounds_hold_infinities(nonlinearity):
+    """A fold forms no inf - inf and no 0 * inf out of what a bound has already cut off."""
+    a = torch.zeros(3, 40, 6)
+    a[0, 3], a[1, 3], a[2, 3] = torch.inf, -torch.inf, -torch.inf
+    a[2, 4] = torch.inf
+    u = torch.tensor([0.0, 1e-9, -0.5, 1.0, 1e25, -1e25])
+    h = torch.zeros_like(a)
+    forward(a, u, None, h, nonlinearity=nonlinearity, chunks=5, rows=4)
+    torch.testing.assert_close(h, reference.scan(a, u, nonlinearity=nonlinearity)[0])
+
+
+def test_zero_times_an_overflowed_product_is_zero():
+    """A run of steps multiplies its start by u^length, here beyond the dtype; a start of 0 stays 0."""
+    a, u, h = torch.zeros(1, 40, 2), torch.tensor([1e9, -1e9]), torch.empty(1, 40, 2)
+    for nonlinearity in ("relu", "identity"):
+        forward(a, u, None, h, nonlinearity=nonlinearity, chunks=5, rows=4)
+        assert (h == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_accurate_at_every_size(dtype):
+    z = torch.logspace(-30, 2, 400, dtype=torch.float64).to(dtype)
+    z = torch.cat([z, -z, torch.tensor([0.0, torch.inf, -torch.inf, 0.6], dtype=dtype)])
+    a = z.reshape(1, 1, -1)
+    h = torch.empty_like(a)
+    forward(a, torch.zeros(len(z), dtype=dtype), None, h, nonlinearity="tanh", block_n=1024)
+    expected = torch.tanh(z.double())
+    error = ((h.flatten().double() - expected).abs() / expected.abs().clamp(min=1e-300)).max()
+    assert error < 6 * torch.finfo(dtype).eps
+
+
+def test_tanh_cannot_be_cut_in_time():
+    a = torch.zeros(1, 8, 1)
+    with pytest.raises(ValueError, match="chunks=2"):
+        forward(a, torch.ones(1), None, a, nonlinearity="tanh", chunks=2)
+
+
+def test_empty():
+    for B, T, N in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
+        check_scan(Case(B, T, N), forward, backward, chunks=2, rows=2)
+
+
+def test_plan():
+    """A full device is not cut; a long single sequence is, but not a short one."""
+    device = {"itemsize": 2, "streams": 1, "multiprocessors": 132, "lanes": 32}
+    assert launch.plan(512, 1000, 2048, **device) == (1, 16, 256)
+    assert 32 <= launch.plan(1, 100_000, 256, **device).chunks <= 256
+    assert launch.plan(1, 50, 256, **device) == (1, 16, 32)
