@@ -25,7 +25,7 @@ class _Recurrent(nn.Module):
         nonlinearity: Nonlinearity,
         bias: bool,
         recurrent_max: float | None,
-        recurrent_init: RecurrentInit | Sequence[RecurrentInit] | None,
+        recurrent_init: RecurrentInit | Sequence[RecurrentInit | None] | None,
         grad_clip: float | None,
         grad_clip_mode: GradClipMode,
         device: torch.device | str | None,
@@ -46,9 +46,11 @@ class _Recurrent(nn.Module):
             raise ValueError(
                 f"recurrent_max must be positive and finite, or None, but is {recurrent_max}"
             )
-        inits = recurrent_init
-        if not isinstance(inits, Sequence):
-            inits = [inits] * num_layers
+        inits: Sequence[RecurrentInit | None] = (
+            recurrent_init
+            if isinstance(recurrent_init, Sequence)
+            else [recurrent_init] * num_layers
+        )
         if len(inits) != num_layers:
             raise ValueError(
                 f"recurrent_init must have an initialiser for each of {num_layers} layers, "
@@ -58,7 +60,6 @@ class _Recurrent(nn.Module):
         self.num_directions, self.nonlinearity, self.bias = num_directions, nonlinearity, bias
         self.recurrent_max, self.recurrent_init = recurrent_max, list(inits)
         self.grad_clip, self.grad_clip_mode = grad_clip, grad_clip_mode
-        factory = {"device": device, "dtype": dtype}
         for layer in range(num_layers):
             size = input_size if layer == 0 else hidden_size * num_directions
             for suffix in self._suffixes(layer):
@@ -67,7 +68,7 @@ class _Recurrent(nn.Module):
                     shapes["bias_ih"] = (hidden_size,)
                 for name, shape in shapes.items():
                     self.register_parameter(
-                        name + suffix, nn.Parameter(torch.empty(shape, **factory))
+                        name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                     )
         self.reset_parameters()
 
@@ -173,7 +174,7 @@ class IndRNN(_Recurrent):
         bidirectional: bool = False,
         *,
         recurrent_max: float | None = None,
-        recurrent_init: RecurrentInit | Sequence[RecurrentInit] | None = None,
+        recurrent_init: RecurrentInit | Sequence[RecurrentInit | None] | None = None,
         grad_clip: float | None = None,
         grad_clip_mode: GradClipMode = "message",
         device: torch.device | str | None = None,
@@ -245,7 +246,7 @@ class IndRNN(_Recurrent):
                 raise ValueError(f"hx must be {expected}, but is {tuple(hx.shape)}")
             states = (hx if batched else hx.unsqueeze(1)).unbind(0)
 
-        ends = []
+        ends: list[Tensor] = []
         for layer in range(self.num_layers):
             outputs = []
             for suffix in self._suffixes(layer):

@@ -17,6 +17,7 @@ EVERYTHING = [
 
 # A module of the package may import modules of a lower rank only; the kernels are below them all.
 RANK = {
+    "second_order": 0,
     "ops": 1,
     "functional": 2,
     "init": 3,
