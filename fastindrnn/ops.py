@@ -193,7 +193,7 @@ def _first_gradients(ctx, grad_h, grad_h_n):
     h, u, h0, lengths, cu_seqlens, resets = ctx.saved_tensors[:6]
     nonlinearity, reverse, grad_clip, mode = ctx.options
     if grad_h is None:
-        grad_h = h.new_zeros((1,) * (h.dim() - 1) + h.shape[-1:]).expand_as(h)
+        grad_h = h.new_zeros(*h.shape[:-2], 1, h.shape[-1]).expand_as(h)  # one row for all steps
     grads = torch.ops.fastindrnn.scan_backward(
         grad_h,
         grad_h_n,

@@ -58,9 +58,11 @@ _WIDEST, _NARROWEST = 1024, 64
 _AHEAD = 2048
 
 # What a loop is told, in C's layout: addresses, sizes, strides in elements, flags.
-_INTEGERS = ("items", "blocks", "width", "T", "N", "reverse", "tanh")
-_INTEGERS += ("a", "a_b", "a_t", "h", "h_b", "h_t", "g", "g_b", "g_t", "u", "h0", "h_n", "grad_u")
-_INTEGERS += ("lengths", "cu_seqlens", "resets", "resets_b", "resets_t")
+_INTEGERS = [
+    *("items", "blocks", "width", "T", "N", "reverse", "tanh"),
+    *("a", "a_b", "a_t", "h", "h_b", "h_t", "g", "g_b", "g_t", "u", "h0", "h_n", "grad_u"),
+    *("lengths", "cu_seqlens", "resets", "resets_b", "resets_t"),
+]
 _ARGUMENTS = np.dtype(
     [(name, np.int64) for name in _INTEGERS] + [(name, np.float64) for name in ("lo", "hi", "clip")]
 )
@@ -151,6 +153,13 @@ def _clamp(z, lo, hi):
 
 
 @njit(inline="always")
+def _flush(z, tiny):
+    """0 for a number below the normal ones. A state that fades for long would stay there for good,
+    and arithmetic with such numbers is tens of times slower, here and in what reads the result."""
+    return type(z)(0) if abs(z) < tiny else z
+
+
+@njit(inline="always")
 def _share(items):
     """The range of work items of the thread that calls."""
     team, member = _num_threads(), _thread_num()
@@ -181,7 +190,7 @@ def _is_reset(x, b, t):
 
 
 def _forward(real):
-    zero = real(0)
+    zero, tiny = real(0), real(np.finfo(real).tiny)
 
     def forward(pointer):
         x = carray(pointer, 1)[0]
@@ -210,10 +219,10 @@ def _forward(real):
                 a_row = _row(a, b * x.a_b + t * x.a_t + n0, n, zero)
                 if x.tanh:
                     for j in range(n):
-                        state[j] = np.tanh(a_row[j] + u[j] * state[j])
+                        state[j] = _flush(np.tanh(a_row[j] + u[j] * state[j]), tiny)
                 else:
                     for j in range(n):
-                        state[j] = _clamp(a_row[j] + u[j] * state[j], lo, hi)
+                        state[j] = _flush(_clamp(a_row[j] + u[j] * state[j], lo, hi), tiny)
                 h_row = _row(h, b * x.h_b + t * x.h_t + n0, n, zero)
                 for j in range(n):
                     h_row[j] = state[j]
@@ -234,7 +243,7 @@ def _backward(real):
     `message` is u * d_{t+1}, what reaches h_t from later steps: at first the gradient of h_n, at
     last that of h_0; h_n holds both.
     """
-    zero, one = real(0), real(1)
+    zero, one, tiny = real(0), real(1), real(np.finfo(real).tiny)
 
     def backward(pointer):
         x = carray(pointer, 1)[0]
@@ -275,7 +284,7 @@ def _backward(real):
                         outside = (h_row[j] <= lo) | (h_row[j] >= hi)
                         d[j] = zero if outside else g_row[j] + message[j]
                 for j in range(n):
-                    d[j] = _clamp(d[j], -clip, clip)
+                    d[j] = _flush(_clamp(d[j], -clip, clip), tiny)
                     total[j] += d[j] * previous[j]
                     message[j] = u[j] * d[j]
                 if reset:
@@ -313,7 +322,9 @@ def scan_forward(
     B, N = _batch(h, cu_seqlens), h.shape[-1]
     h_n = a.new_empty(B, N, dtype=dtype)
     rows = {"a": work, "h": out}
-    states = {"u": u.to(dtype), "h0": None if h0 is None else h0.to(dtype), "h_n": h_n}
+    states = {"u": u.to(dtype), "h_n": h_n}
+    if h0 is not None:
+        states["h0"] = h0.to(dtype)
     sequences = {"lengths": lengths, "cu_seqlens": cu_seqlens, "resets": resets}
     _run(_forward, rows, states, sequences, nonlinearity, reverse)
     if out is not h:
@@ -343,8 +354,9 @@ def scan_backward(
     # The gradient of h_n on the way in, that of h0 on the way out.
     message = torch.zeros_like(partial) if grad_h_n is None else grad_h_n.to(dtype, copy=True)
     rows = {"a": grad_a, "h": h.to(dtype), "g": grad_h.to(dtype)}
-    states = {"u": u.to(dtype), "h0": None if h0 is None else h0.to(dtype)}
-    states |= {"h_n": message, "grad_u": partial}
+    states = {"u": u.to(dtype), "h_n": message, "grad_u": partial}
+    if h0 is not None:
+        states["h0"] = h0.to(dtype)
     sequences = {"lengths": lengths, "cu_seqlens": cu_seqlens, "resets": resets}
     _run(_backward, rows, states, sequences, nonlinearity, reverse, grad_clip)
     return (
@@ -368,9 +380,15 @@ def _run(make, rows, states, sequences, nonlinearity, reverse, grad_clip=None):
     rows: tensors with batch and time strides; states: contiguous tensors; sequences: tensors or
     None.
     """
-    h, B, N = rows["h"], len(states["h_n"]), rows["h"].shape[-1]
+    B, N = states["h_n"].shape
     if B == 0 or N == 0:
         return
+    if all(x is None for x in sequences.values()) and all(x.stride(0) == N for x in rows.values()):
+        # Time first, all of one length: one sequence of B * N channels, in longer rows of memory.
+        rows = {k: x.transpose(0, 1).view(1, x.shape[1], B * N) for k, x in rows.items()}
+        states = {k: x.repeat(B) if k == "u" else x.view(1, -1) for k, x in states.items()}
+        B, N = 1, B * N
+    h = rows["h"]
     arguments = np.zeros(1, _ARGUMENTS)
     x = arguments[0]
     for name, tensor in (rows | states | sequences).items():

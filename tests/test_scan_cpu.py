@@ -182,3 +182,18 @@ def test_without_a_folder_for_the_cache(tmp_path):
         assert a[0, :, 0].tolist() == [1, 2, 3]
     """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_fades_becomes_zero_not_subnormal(dtype):
+    """Arithmetic with subnormal numbers is tens of times slower, and rounding keeps them alive."""
+    a = torch.zeros(1, 4000, 8, dtype=dtype)
+    a[:, 0] = 1
+    u = torch.linspace(0.3, 0.9, 8, dtype=dtype)
+    h, grad_h = torch.empty_like(a), torch.zeros_like(a)
+    cpu.scan_forward(a, u, None, h, nonlinearity="identity")
+    grad_h[:, -1] = 1
+    d = cpu.scan_backward(grad_h, None, h, u, None, nonlinearity="identity")[0]
+    for x in (h, d):
+        assert not ((x != 0) & (x.abs() < torch.finfo(dtype).tiny)).any()
+        assert (x != 0).any(1).all()
