@@ -27,6 +27,7 @@ def describe(device):
         "device": str(device),
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 

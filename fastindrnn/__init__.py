@@ -1,14 +1,18 @@
 """IndRNN for PyTorch: exact, time-parallel, fast on GPUs (Triton) and CPUs (numba)."""
 
 from . import functional, init
+from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
 from .constraint import constrain_, constrain_after_step, recurrent_max_for
 from .layers import IndRNN, IndRNNCell
 from .ops import backend
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bidirectional",
+    "DenseIndRNN",
     "IndRNN",
     "IndRNNCell",
+    "ResidualIndRNN",
     "__version__",
     "backend",
     "constrain_",

@@ -234,13 +234,7 @@ def _check_scan(
             cu_seqlens,
         )
     if lengths is not None:
-        _check_integers("lengths", lengths, x.device)
-        _check_shape("lengths", lengths, (B,))
-        _check_values(
-            ((lengths >= 0) & (lengths <= total)).all(),
-            f"lengths must be from 0 to {total}, the input's time steps",
-            lengths,
-        )
+        check_lengths(lengths, B, total, x.device)
     if h0 is not None:
         _check_floating("h0", h0)
         _check_shape("h0", h0, (B, N))
@@ -252,6 +246,17 @@ def _check_scan(
         _check_shape("resets", resets, tuple(x.shape[:-1]))
         _check_device("resets", resets, x.device)
     ops.check_backend(x.device)
+
+
+def check_lengths(lengths: Tensor, B: int, T: int, device: torch.device) -> None:
+    """Raises a TypeError or ValueError unless they are the lengths of B sequences of T steps."""
+    _check_integers("lengths", lengths, device)
+    _check_shape("lengths", lengths, (B,))
+    _check_values(
+        ((lengths >= 0) & (lengths <= T)).all(),
+        f"lengths must be from 0 to {T}, the input's time steps",
+        lengths,
+    )
 
 
 def _check_integers(name: str, x: Tensor, device: torch.device) -> None:

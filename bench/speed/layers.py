@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from fastindrnn.functional import indrnn_scan
 from fastindrnn.kernels import reference
 from torch import nn
 
@@ -16,6 +15,7 @@ from bench import arguments
 from bench.environment import describe, slug, write_json
 from bench.speed.timing import Times, measure, ratio
 from fastindrnn import IndRNN
+from fastindrnn.functional import indrnn_scan
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -39,6 +39,9 @@ class Claim:
             return f"<= {self.at_most:g}"
         return "" if self.at_least is None else f">= {self.at_least:g}"
 
+    def unbound(self):
+        return Claim(self.above, self.below)
+
 
 SCAN = [
     Claim("scan forward", "torch.relu", at_most=2.0),
@@ -52,8 +55,13 @@ PEERS = [
     Claim("nn.GRU forward", "layer forward", at_least=20),
     Claim("nn.LSTM forward", "layer forward", at_least=10),
     Claim("nn.RNN relu forward", "layer forward", at_least=10),
+    # How much faster a layer could be at all: it has this product to compute.
+    Claim("nn.RNN relu forward", "nn.Linear forward"),
 ]
-CASES = [((32, 1000, 128), SCAN + PEERS), ((16, 784, 512), SCAN + LAYER)]
+CASES = [
+    ((32, 1000, 128), [*SCAN, *(claim.unbound() for claim in LAYER), *PEERS]),
+    ((16, 784, 512), SCAN + LAYER),
+]
 
 
 def add_arguments(parser):
@@ -79,12 +87,14 @@ def add_arguments(parser):
 def run(args):
     cases = CASES
     if args.sizes:
-        unbound = [Claim(claim.above, claim.below) for claim in SCAN + LAYER + PEERS]
+        unbound = [claim.unbound() for claim in SCAN + LAYER + PEERS]
         cases = [(sizes, unbound) for sizes in args.sizes]
     environment = describe(args.device)
     if args.out and not args.out.parent.is_dir():
         raise arguments.UserError(f"there is no folder {args.out.parent} for {args.out.name}")
     print(f"{environment['device_name']}; torch {environment['versions']['torch']}, float32")
+    if (environment["load_average"] or 0) > 0.5:
+        print(f"load average {environment['load_average']:.1f}: figures of a busy machine are void")
     print(f"median of {args.rounds} rounds [quartiles]; a ratio is taken within each round\n")
     print(f"{'B, T, N':<15}{'':<48}{'ms':>9}{'ms':>9}   {'ratio':<23}{'bound':<8}")
     records = []

@@ -179,6 +179,8 @@ class Regressor(nn.Module):
         super().__init__()
         self.recurrent = recurrent
         self.head = nn.Linear(hidden, 1)
+        nn.init.xavier_uniform_(self.head.weight)  # as in the authors' code: Lasagne's default
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs):
         _, state = self.recurrent(inputs)

@@ -1,0 +1,332 @@
+"""The deep stacks of the papers: residual, dense, and any of them in both directions."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functional import GradClipMode, Nonlinearity, check_options
+from .norm import Norm, NormPosition, check_norm
+from .sequences import Sequences
+from .units import (
+    Device,
+    RecurrentInit,
+    Stack,
+    Unit,
+    check_dropout,
+    check_recurrent_max,
+    check_sizes,
+    spread_init,
+)
+
+
+class ResidualIndRNN(Stack):
+    """Pre-activation residual stack of independent neurons.
+
+    An input weight; blocks x + weight(act(weight(act(x)))), where `act` is recurrence and
+    nonlinearity with its norm and dropout and has no weight of its own; a last `act`. With a head
+    behind it, 5 blocks are 12 weight layers.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: neurons H of each recurrence.
+        num_blocks: blocks; there are L = 2 * num_blocks + 1 recurrences.
+        nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode: as in `IndRNN`.
+        dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
+            after each recurrence.
+        norm, norm_position, norm_steps: as in `IndRNN`.
+        recurrent_init: as in `IndRNN`; a sequence has one for each of the L recurrences.
+
+    h_n is (L, B, H), in the order of the signal.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+
+    Source: Li et al. 2018, arXiv 1803.04831, figure 1(b).
+
+    Example:
+        >>> rnn = ResidualIndRNN(10, 20, num_blocks=2)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))  # (5, 3, 20), (5, 3, 20)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_blocks: int = 5,
+        nonlinearity: Nonlinearity = "relu",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        *,
+        norm: Norm | None = "batch",
+        norm_position: NormPosition = "after",
+        norm_steps: int | None = None,
+        recurrent_max: float | None = None,
+        recurrent_init: RecurrentInit | Sequence[RecurrentInit | None] | None = None,
+        grad_clip: float | None = None,
+        grad_clip_mode: GradClipMode = "message",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_blocks=num_blocks)
+        check_options(nonlinearity, grad_clip, grad_clip_mode)
+        check_norm(norm, norm_position, norm_steps)
+        check_dropout(dropout)
+        check_recurrent_max(recurrent_max)
+        self.input_size, self.hidden_size, self.num_blocks = input_size, hidden_size, num_blocks
+        self.batch_first = batch_first
+        unit = partial(
+            Unit,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            dropout=dropout,
+            norm=norm,
+            norm_position=norm_position,
+            norm_steps=norm_steps,
+            recurrent_max=recurrent_max,
+            grad_clip=grad_clip,
+            grad_clip_mode=grad_clip_mode,
+            device=device,
+            dtype=dtype,
+        )
+        inits = iter(spread_init(recurrent_init, 2 * num_blocks + 1))
+        self.input = _projection(input_size, hidden_size, bias, device, dtype)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "first": unit(None, hidden_size, recurrent_init=next(inits)),
+                    "second": unit(hidden_size, hidden_size, recurrent_init=next(inits)),
+                    "output": _projection(hidden_size, hidden_size, bias, device, dtype),
+                }
+            )
+            for _ in range(num_blocks)
+        )
+        self.last = unit(None, hidden_size, recurrent_init=next(inits))
+
+    def state_shape(self) -> tuple[int, ...]:
+        return 2 * self.num_blocks + 1, self.hidden_size
+
+    def run_rows(
+        self,
+        x: Tensor,
+        sequences: Sequences,
+        state: Tensor | None,
+        reverse: bool = False,
+        first_step: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        starts = iter([None] * self.state_shape()[0] if state is None else state.unbind(0))
+        ends = []
+
+        def act(unit: nn.Module, x: Tensor) -> Tensor:
+            x, h_n = unit(x, sequences, next(starts), reverse, first_step)
+            ends.append(h_n)
+            return x
+
+        x = sequences.project(x, self.input.weight, self.input.bias)
+        block: Any
+        for block in self.blocks:
+            y = act(block["second"], act(block["first"], x))
+            x = x + sequences.project(y, block["output"].weight, block["output"].bias)
+        return act(self.last, x), torch.stack(ends)
+
+
+class DenseIndRNN(Stack):
+    """Densely connected stack of independent neurons.
+
+    A first layer of 6k features; then dense blocks of layers, each a bottleneck to 4k features and
+    one of k, whose output is concatenated to its input; after each block, the last one too, a
+    transition that halves the features. Every one of these has an input weight, recurrence and
+    nonlinearity, norm and dropout.
+
+    Args:
+        input_size: features I of the input.
+        growth: k, the features that each dense layer adds.
+        blocks: number of dense layers in each block.
+        nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode: as in `IndRNN`.
+        dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
+            after each recurrence.
+        norm, norm_position, norm_steps: as in `IndRNN`.
+        recurrent_init: as in `IndRNN`; a sequence has one for each recurrence, of which there are
+            1 + sum(2 * layers + 1 for layers in blocks).
+
+    `output_size` is the number of output features. h_n is (B, units): the states of all
+    recurrences side by side, in the order of the signal.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+
+    Source: Li et al. 2019, arXiv 1910.06251, section 3.3.
+
+    Example:
+        >>> rnn = DenseIndRNN(10, growth=4, blocks=(2, 2))
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.shape[-1] == rnn.output_size
+        True
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        growth: int = 16,
+        blocks: Sequence[int] = (8, 6, 4),
+        nonlinearity: Nonlinearity = "relu",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        *,
+        norm: Norm | None = "batch",
+        norm_position: NormPosition = "after",
+        norm_steps: int | None = None,
+        recurrent_max: float | None = None,
+        recurrent_init: RecurrentInit | Sequence[RecurrentInit | None] | None = None,
+        grad_clip: float | None = None,
+        grad_clip_mode: GradClipMode = "message",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(input_size=input_size, growth=growth)
+        if not isinstance(blocks, Sequence) or not blocks:
+            raise ValueError(f"blocks must be a sequence of layers per block, but is {blocks!r}")
+        check_sizes(**{f"blocks[{i}]": layers for i, layers in enumerate(blocks)})
+        check_options(nonlinearity, grad_clip, grad_clip_mode)
+        check_norm(norm, norm_position, norm_steps)
+        check_dropout(dropout)
+        check_recurrent_max(recurrent_max)
+        self.input_size, self.growth, self.batch_first = input_size, growth, batch_first
+        count = 1 + sum(2 * layers + 1 for layers in blocks)
+        inits = iter(spread_init(recurrent_init, count))
+
+        def unit(inputs: int, outputs: int) -> Unit:
+            return Unit(
+                inputs,
+                outputs,
+                nonlinearity=nonlinearity,
+                bias=bias,
+                dropout=dropout,
+                norm=norm,
+                norm_position=norm_position,
+                norm_steps=norm_steps,
+                recurrent_max=recurrent_max,
+                recurrent_init=next(inits),
+                grad_clip=grad_clip,
+                grad_clip_mode=grad_clip_mode,
+                device=device,
+                dtype=dtype,
+            )
+
+        features = 6 * growth
+        self.first = unit(input_size, features)
+        self.blocks = nn.ModuleList()
+        for layers in blocks:
+            dense = nn.ModuleList()
+            for _ in range(layers):
+                pair = {"bottleneck": unit(features, 4 * growth), "layer": unit(4 * growth, growth)}
+                dense.append(nn.ModuleDict(pair))
+                features += growth
+            transition = unit(features, features // 2)
+            self.blocks.append(nn.ModuleDict({"dense": dense, "transition": transition}))
+            features //= 2
+        self.output_size = features
+
+    def _units(self) -> list[Unit]:
+        return [module for module in self.modules() if isinstance(module, Unit)]
+
+    def state_shape(self) -> tuple[int, ...]:
+        return (sum(unit.hidden_size for unit in self._units()),)
+
+    def run_rows(
+        self,
+        x: Tensor,
+        sequences: Sequences,
+        state: Tensor | None,
+        reverse: bool = False,
+        first_step: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        sizes = [unit.hidden_size for unit in self._units()]
+        starts = iter([None] * len(sizes) if state is None else state.split(sizes, -1))
+        ends = []
+
+        def act(unit: nn.Module, x: Tensor) -> Tensor:
+            x, h_n = unit(x, sequences, next(starts), reverse, first_step)
+            ends.append(h_n)
+            return x
+
+        x = act(self.first, x)
+        block: Any
+        for block in self.blocks:
+            for pair in block["dense"]:
+                y = act(pair["layer"], act(pair["bottleneck"], x))
+                x = sequences.concatenate([x, y])
+            x = act(block["transition"], x)
+        return x, torch.cat(ends, -1)
+
+
+class Bidirectional(Stack):
+    """A stack in both directions, side by side: the outputs are concatenated.
+
+    Unlike `IndRNN(bidirectional=True)`, where each layer sees both directions of the one below, the
+    two stacks meet at their outputs alone.
+
+    Args:
+        factory: makes one stack, without arguments; it is called twice.
+
+    h_n holds the states of the stack that walks forwards, then those of the other: concatenated
+    along the first dimension, for `DenseIndRNN` along the units.
+
+    Raises:
+        TypeError: factory does not make a stack.
+
+    Example:
+        >>> rnn = Bidirectional(lambda: ResidualIndRNN(10, 20, num_blocks=1))
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))  # (5, 3, 40), (6, 3, 20)
+    """
+
+    def __init__(self, factory: Callable[[], Stack]) -> None:
+        super().__init__()
+        self.forwards, self.backwards = factory(), factory()
+        for stack in (self.forwards, self.backwards):
+            if not isinstance(stack, Stack):
+                raise TypeError(f"factory must make a stack, but made {type(stack).__name__}")
+        self.input_size, self.batch_first = self.forwards.input_size, self.forwards.batch_first
+
+    def state_shape(self) -> tuple[int, ...]:
+        first, *rest = self.forwards.state_shape()
+        return (2 * first, *rest)
+
+    def run_rows(
+        self,
+        x: Tensor,
+        sequences: Sequences,
+        state: Tensor | None,
+        reverse: bool = False,
+        first_step: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        # States are (L, B, H) or (B, units): the first dimension, or the units, count twice.
+        along = -1 if len(self.forwards.state_shape()) == 1 else 0
+        halves = (None, None) if state is None else state.chunk(2, along)
+        outputs, ends = [], []
+        for stack, half, backwards in zip(
+            (self.forwards, self.backwards), halves, (reverse, not reverse), strict=True
+        ):
+            y, h_n = stack.run_rows(x, sequences, half, backwards, first_step)
+            outputs.append(y)
+            ends.append(h_n)
+        return sequences.concatenate(outputs), torch.cat(ends, along)
+
+    def step(self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0):
+        """Not for a stream, whose end is not known: raises a ValueError."""
+        raise ValueError("step needs one direction: a Bidirectional reads the sequence's end first")
+
+
+def _projection(
+    inputs: int, outputs: int, bias: bool, device: Device, dtype: torch.dtype | None
+) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias, device, dtype)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear

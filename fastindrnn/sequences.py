@@ -1,0 +1,172 @@
+"""The forms in which sequences come, and the one that the layers work on.
+
+Inside, a batch is either rows (B, T, features), with `lengths` where it is padded, in whichever
+order of batch and time it came in memory; or rows (total, features) with `cu_seqlens`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .functional import check_lengths
+
+Leave = Callable[[Tensor], Tensor | PackedSequence]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What is known of the rows of a batch beside their values.
+
+    Args:
+        batch: number of sequences B.
+        time_first: the rows are (B, T, features) by strides and (T, B, features) in memory.
+        lengths, cu_seqlens, resets: as in `fastindrnn.functional.indrnn_scan`.
+    """
+
+    batch: int
+    time_first: bool = False
+    lengths: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    resets: Tensor | None = None
+
+    def options(self) -> dict[str, Tensor | None]:
+        """The options of `indrnn_scan` and `indrnn`."""
+        return {"lengths": self.lengths, "cu_seqlens": self.cu_seqlens, "resets": self.resets}
+
+    def valid(self, x: Tensor) -> Tensor | None:
+        """(B, T) booleans: the rows of x that are not padding; None if all are."""
+        if self.lengths is None:
+            return None
+        return torch.arange(x.shape[1], device=x.device) < self.lengths[:, None]
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """x with 0 in the padding, whatever stood there."""
+        valid = self.valid(x)
+        return x if valid is None else torch.where(valid[..., None], x, 0.0)
+
+    def steps(self, x: Tensor) -> Tensor:
+        """The time step of each row of x, counted within its sequence: (T,), or (total,)."""
+        rows = torch.arange(x.shape[-2], device=x.device)
+        if self.cu_seqlens is None:
+            return rows
+        return rows - self.cu_seqlens[:-1].repeat_interleave(
+            self.cu_seqlens.diff(), output_size=len(rows)
+        )
+
+    def spread(self, values: Tensor, x: Tensor) -> Tensor:
+        """Values of each sequence, (B, features), in a shape that multiplies with the rows of x."""
+        if self.cu_seqlens is None:
+            return values[:, None]
+        return values.repeat_interleave(self.cu_seqlens.diff(), 0, output_size=x.shape[0])
+
+    def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """W x + b in the order of the rows in memory."""
+        if self.time_first:
+            return nn.functional.linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
+        return nn.functional.linear(x, weight, bias)
+
+    def shared_over_time(self, x: Tensor, dropout: float) -> Tensor:
+        """x with a mask for each sequence, one for all of its steps (Gal and Ghahramani 2016)."""
+        return x * self.spread(
+            nn.functional.dropout(x.new_ones(self.batch, x.shape[-1]), dropout), x
+        )
+
+    def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        """Along the features, in the order of the parts in memory."""
+        if len(parts) == 1:
+            return parts[0]
+        if self.time_first:
+            return torch.cat([x.transpose(0, 1) for x in parts], -1).transpose(0, 1)
+        return torch.cat(list(parts), -1)
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A layer's input as rows, and the way back."""
+
+    x: Tensor
+    sequences: Sequences
+    leave: Leave
+    has_batch: bool = True
+    # Sequence i of the rows is sequence order[i] of the states given, as in a PackedSequence.
+    order: Tensor | None = None
+
+    def states(self, hx: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        """Given states (..., B, units), checked, in the order of the rows' sequences."""
+        if hx is None:
+            return None
+        expected = (*shape[:-1], *((self.sequences.batch,) if self.has_batch else ()), shape[-1])
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"hx must be a tensor, but is {type(hx).__name__}")
+        if hx.shape != expected:
+            raise ValueError(f"hx must be {expected}, but is {tuple(hx.shape)}")
+        hx = hx if self.has_batch else hx.unsqueeze(-2)
+        return hx if self.order is None else hx.index_select(-2, self.order)
+
+    def last(self, h_n: Tensor) -> Tensor:
+        """States (..., B, units) as the caller knows them: the inverse of `states`."""
+        if self.order is not None:
+            h_n = h_n.index_select(-2, torch.argsort(self.order))
+        return h_n if self.has_batch else h_n.squeeze(-2)
+
+
+def enter(
+    input: Tensor | PackedSequence,
+    features: int,
+    batch_first: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+) -> Entered:
+    """The input of a layer: (T, B, features), (B, T, features) with batch_first, (T, features), or
+    a PackedSequence."""
+    if isinstance(input, PackedSequence):
+        if lengths is not None or resets is not None:
+            raise ValueError("lengths and resets cannot be given with a PackedSequence")
+        _check_features(input.data, 2, features, f"input's data must be (rows, {features})")
+        return _enter_packed(input)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a tensor or PackedSequence, but is {type(input).__name__}")
+    form = f"input must be (time, {features}) or of 3 dimensions, the last {features}"
+    _check_features(input, 3 if input.dim() == 3 else 2, features, form)
+    if resets is not None and resets.shape != input.shape[:-1]:
+        raise ValueError(f"resets must be {tuple(input.shape[:-1])}, but is {tuple(resets.shape)}")
+    if input.dim() == 2:
+        if lengths is not None:
+            raise ValueError("lengths must be None for an input without a batch")
+        resets = None if resets is None else resets[None]
+        return Entered(input[None], Sequences(1, resets=resets), lambda x: x.squeeze(0), False)
+    x = input if batch_first else input.transpose(0, 1)
+    if resets is not None and not batch_first:
+        resets = resets.transpose(0, 1)
+    sequences = Sequences(x.shape[0], not batch_first, lengths, None, resets)
+    if lengths is not None:
+        check_lengths(lengths, x.shape[0], x.shape[1], x.device)
+        # What stands in the padding must not reach a gradient, and 0 * NaN is not 0.
+        x = sequences.without_padding(x)
+    return Entered(x, sequences, (lambda x: x) if batch_first else (lambda x: x.transpose(0, 1)))
+
+
+def _enter_packed(input: PackedSequence) -> Entered:
+    """A PackedSequence holds all first steps, then all second steps; the rows are to be sequence
+    after sequence. Its sequences are sorted by length; states are in the caller's order."""
+    data, batch_sizes, order, _ = input
+    batch = int(batch_sizes[0])
+    present = torch.arange(batch) < batch_sizes[:, None]
+    row = torch.zeros(present.shape, dtype=torch.long)
+    row[present] = torch.arange(len(data))
+    index = row.T[present.T].to(data.device)
+    back = torch.argsort(index)
+    cu_seqlens = nn.functional.pad(present.sum(0).cumsum(0), (1, 0)).to(data.device)
+
+    def leave(x: Tensor) -> PackedSequence:
+        return input._replace(data=x[back])
+
+    return Entered(data[index], Sequences(batch, cu_seqlens=cu_seqlens), leave, order=order)
+
+
+def _check_features(x: Tensor, dimensions: int, features: int, form: str) -> None:
+    if x.dim() != dimensions or x.shape[-1] != features:
+        raise ValueError(f"{form}, but is {tuple(x.shape)}")

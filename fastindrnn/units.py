@@ -1,0 +1,250 @@
+"""What every stack is made of: one recurrence with what stands around it, and the way in and
+out."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import init
+from .functional import GradClipMode, Nonlinearity, indrnn, indrnn_scan
+from .norm import Norm, NormPosition, SequenceNorm, StepBatchNorm, make_norm
+from .sequences import Sequences, enter
+
+RecurrentInit = Callable[[Tensor], object]
+Device = torch.device | str | None
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises a TypeError or ValueError unless each is a positive int."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name} must be an int, but is {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{name} must be positive, but is {size}")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises a ValueError unless it is a probability."""
+    if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be a probability from 0 to 1, but is {dropout}")
+
+
+def check_recurrent_max(recurrent_max: float | None) -> None:
+    """Raises a ValueError unless it is a bound or None."""
+    if recurrent_max is not None and not (recurrent_max > 0 and math.isfinite(recurrent_max)):
+        raise ValueError(
+            f"recurrent_max must be positive and finite, or None, but is {recurrent_max}"
+        )
+
+
+def spread_init(
+    recurrent_init: RecurrentInit | Sequence[RecurrentInit | None] | None, layers: int
+) -> list[RecurrentInit | None]:
+    """One initialiser of u for each of the layers."""
+    if not isinstance(recurrent_init, Sequence):
+        return [recurrent_init] * layers
+    if len(recurrent_init) != layers:
+        raise ValueError(
+            f"recurrent_init must have an initialiser for each of {layers} layers, "
+            f"but has {len(recurrent_init)}"
+        )
+    return list(recurrent_init)
+
+
+@torch.no_grad()
+def reset_unit(
+    weight: Tensor | None,
+    bias: Tensor | None,
+    u: Tensor,
+    recurrent_init: RecurrentInit | None,
+    recurrent_max: float | None,
+) -> None:
+    """Input weights as `nn.Linear`'s; biases 0; u by its function, or U(0, recurrent_max or 1)."""
+    if weight is not None:
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+    if bias is not None:
+        nn.init.zeros_(bias)
+    if recurrent_init is None:
+        init.uniform_(u, 0.0, recurrent_max or 1.0)
+    else:
+        recurrent_init(u)
+
+
+def run_unit(
+    x: Tensor,
+    sequences: Sequences,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    u: Tensor,
+    h0: Tensor | None,
+    norm: SequenceNorm | None,
+    norm_position: NormPosition,
+    first_step: int,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """[projection], [norm before], recurrence with its nonlinearity, [norm after]: rows, h_n."""
+
+    def normalized(x: Tensor) -> Tensor:
+        if norm is None:
+            return x
+        if isinstance(norm, StepBatchNorm):
+            return norm(x, sequences, first_step)
+        return norm(x, sequences)
+
+    options |= sequences.options()
+    before = norm is not None and norm_position == "before"
+    if weight is not None and not before:
+        h, h_n = indrnn(x, weight, bias, u, h0, **options)
+        return normalized(h), h_n
+    a = x if weight is None else sequences.project(x, weight, bias)
+    h, h_n = indrnn_scan(normalized(a) if before else a, u, h0, **options)
+    return h if before else normalized(h), h_n
+
+
+class Unit(nn.Module):
+    """One recurrence of a stack, with its input weight (none if `input_size` is None), norm and
+    dropout. Its parameters have the names of `IndRNN`'s, without `_l0`."""
+
+    def __init__(
+        self,
+        input_size: int | None,
+        hidden_size: int,
+        *,
+        nonlinearity: Nonlinearity,
+        bias: bool,
+        dropout: float,
+        norm: Norm | None,
+        norm_position: NormPosition,
+        norm_steps: int | None,
+        recurrent_max: float | None,
+        recurrent_init: RecurrentInit | None,
+        grad_clip: float | None,
+        grad_clip_mode: GradClipMode,
+        device: Device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.hidden_size, self.dropout, self.norm_position = hidden_size, dropout, norm_position
+        self.recurrent_max, self.recurrent_init = recurrent_max, recurrent_init
+        self.options: dict[str, Any] = {
+            "nonlinearity": nonlinearity,
+            "grad_clip": grad_clip,
+            "grad_clip_mode": grad_clip_mode,
+        }
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_ih = self.bias_ih = None
+        if input_size is not None:
+            self.weight_ih = parameter(hidden_size, input_size)
+            self.bias_ih = parameter(hidden_size) if bias else None
+        self.weight_hh = parameter(hidden_size)
+        self.norm = make_norm(norm, hidden_size, norm_steps, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `IndRNN.reset_parameters`; a norm starts as the identity."""
+        parts = self.weight_ih, self.bias_ih, self.weight_hh
+        reset_unit(*parts, self.recurrent_init, self.recurrent_max)
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    def forward(
+        self, x: Tensor, sequences: Sequences, h0: Tensor | None, reverse: bool, first_step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows x and a state (B, H) to rows and the last state."""
+        parts = self.weight_ih, self.bias_ih, self.weight_hh, h0, self.norm, self.norm_position
+        h, h_n = run_unit(x, sequences, *parts, first_step, reverse=reverse, **self.options)
+        if self.training and self.dropout > 0:
+            h = sequences.shared_over_time(h, self.dropout)
+        return h, h_n
+
+    def extra_repr(self) -> str:
+        weight = "" if self.weight_ih is None else f"{self.weight_ih.shape[1]}, "
+        return f"{weight}{self.hidden_size}, nonlinearity={self.options['nonlinearity']}"
+
+
+class Stack(nn.Module):
+    """What `IndRNN` and all stacks share: the forms of input and state, streaming.
+
+    Subclasses set `input_size` and `batch_first` and give `state_shape` and `run_rows`.
+    """
+
+    input_size: int
+    batch_first: bool
+
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of the states, without the batch, which comes before the last dimension."""
+        raise NotImplementedError
+
+    def run_rows(
+        self,
+        x: Tensor,
+        sequences: Sequences,
+        state: Tensor | None,
+        reverse: bool = False,
+        first_step: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Rows and states (..., B, units) to rows and the last states."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """The output at each step and the last states.
+
+        Args:
+            input: (T, B, I); with batch_first (B, T, I); (T, I) for one sequence without a batch;
+                or a PackedSequence.
+            hx: initial states, of the shape of h_n; zeros if None.
+            lengths: (B,) integers: steps from there on are padding; their output is 0.
+            resets: booleans of the input's first two dimensions: the state before such a step is
+                taken as 0.
+
+        Returns:
+            output, of the input's form; h_n, the state of each recurrence after the last step of
+            its walk: the class says in which order.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; raised before any computation.
+        """
+        entered = enter(input, self.input_size, self.batch_first, lengths, resets)
+        state = entered.states(hx, self.state_shape())
+        x, h_n = self.run_rows(entered.x, entered.sequences, state)
+        return entered.leave(x), entered.last(h_n)
+
+    def step(
+        self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """One time step, for streams: the same numbers as the full pass.
+
+        Args:
+            x_t: (B, I) or (I,).
+            state: as h_n of the full pass; zeros if None.
+            time_step: which step of the sequence this is; it matters for norm="batch_per_step"
+                alone.
+
+        Returns:
+            y_t (B, features) or (features,), and the state for the next step.
+        """
+        if x_t.dim() not in (1, 2) or x_t.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x_t must be (batch, {self.input_size}) or ({self.input_size},), "
+                f"but is {tuple(x_t.shape)}"
+            )
+        has_batch = x_t.dim() == 2
+        entered = enter(x_t.unsqueeze(-2), self.input_size, True, None, None)
+        state = entered.states(state, self.state_shape())
+        y, state = self.run_rows(entered.x, entered.sequences, state, first_step=time_step)
+        y = y[:, 0] if has_batch else y[0, 0]
+        return y, entered.last(state)
