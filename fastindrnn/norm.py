@@ -103,10 +103,10 @@ class StepBatchNorm(nn.Module):
         mean = total(x * counted[..., None]) / count.clamp(min=1)
         var = total((x - mean[step]).square() * counted[..., None]) / count.clamp(min=1)
         with torch.no_grad():
-            learnt = self.momentum * (count > 0)
-            self.running_mean[:used].lerp_(mean, learnt.expand_as(mean))
             unbiased = var * count / (count - 1).clamp(min=1)
-            self.running_var[:used].lerp_(unbiased, learnt.expand_as(var))
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                old = running[:used]
+                running[:used] += self.momentum * (count > 0) * (new.to(old.dtype) - old)
         return mean, var
 
     def extra_repr(self) -> str:
