@@ -1,6 +1,6 @@
 """IndRNN for PyTorch: exact, time-parallel, fast on GPUs (Triton) and CPUs (numba)."""
 
-from . import functional, init, norm, sequences
+from . import functional, init
 from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
 from .constraint import constrain_, constrain_after_step, recurrent_max_for
 from .layers import IndRNN, IndRNNCell
@@ -19,6 +19,5 @@ __all__ = [
     "constrain_after_step",
     "functional",
     "init",
-    "norm",
     "recurrent_max_for",
 ]

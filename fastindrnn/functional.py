@@ -1,6 +1,7 @@
 """The recurrence as functions: check the arguments, call the operators."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -228,11 +229,11 @@ def _check_scan(
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
             raise ValueError(f"cu_seqlens must be (batch + 1,), but is {_shape(cu_seqlens)}")
         B = cu_seqlens.shape[0] - 1
-        _check_values(
-            (cu_seqlens[0] == 0) & (cu_seqlens[-1] == total) & (cu_seqlens.diff() >= 0).all(),
-            f"cu_seqlens must rise from 0 to {total}, the rows of the input",
-            cu_seqlens,
-        )
+        if not _hold(cu_seqlens, lambda x: (x[0] == 0) & (x[-1] == total) & (x.diff() >= 0).all()):
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to {total}, the rows of the input, "
+                f"but is {cu_seqlens.tolist()}"
+            )
     if lengths is not None:
         check_lengths(lengths, B, total, x.device)
     if h0 is not None:
@@ -252,11 +253,10 @@ def check_lengths(lengths: Tensor, B: int, T: int, device: torch.device) -> None
     """Raises a TypeError or ValueError unless they are the lengths of B sequences of T steps."""
     _check_integers("lengths", lengths, device)
     _check_shape("lengths", lengths, (B,))
-    _check_values(
-        ((lengths >= 0) & (lengths <= T)).all(),
-        f"lengths must be from 0 to {T}, the input's time steps",
-        lengths,
-    )
+    if not _hold(lengths, lambda x: ((x >= 0) & (x <= T)).all()):
+        raise ValueError(
+            f"lengths must be from 0 to {T}, the input's time steps, but is {lengths.tolist()}"
+        )
 
 
 def _check_integers(name: str, x: Tensor, device: torch.device) -> None:
@@ -266,14 +266,14 @@ def _check_integers(name: str, x: Tensor, device: torch.device) -> None:
     _check_device(name, x, device)
 
 
-def _check_values(holds: Tensor, message: str, x: Tensor) -> None:
-    """On a CPU at once; on a GPU as a device-side assertion, so that nothing waits for it."""
+def _hold(x: Tensor, condition: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the values are right; on a GPU a device-side assertion, so that nothing waits."""
     if torch.compiler.is_compiling() or x.device.type == "meta":
-        return
-    if x.device.type != "cpu":
-        torch._assert_async(holds)
-    elif not holds:
-        raise ValueError(f"{message}, but is {x.tolist()}")
+        return True
+    if x.device.type == "cpu":
+        return bool(condition(x))
+    torch._assert_async(condition(x))
+    return True
 
 
 def check_options(nonlinearity: str, grad_clip: float | None, grad_clip_mode: str) -> None:

@@ -9,8 +9,11 @@ Arguments are trusted here; `fastindrnn.functional` checks them. Letters as in t
 h (B, T, N) or (total, N), x (B, T, K) or (total, K), u (N,), h0 and h_n (B, N).
 """
 
+import math
+
 import torch
 
+from . import vmap
 from .second_order import second_gradients
 
 _SEQUENCES = "Tensor? lengths, Tensor? cu_seqlens, Tensor? resets, str nonlinearity, bool reverse"
@@ -152,7 +155,7 @@ def _indrnn(x, weight, bias, u, h0, lengths, cu_seqlens, resets, nonlinearity, r
 
 
 def _indrnn_fake(x, weight, bias, u, h0, lengths, cu_seqlens, *options):
-    h = _unflatten(x.new_empty(x.shape[:-1].numel(), weight.shape[0]), x)
+    h = _unflatten(x.new_empty(math.prod(x.shape[:-1]), weight.shape[0]), x)
     return h, x.new_empty(_batch(x, cu_seqlens), weight.shape[0])
 
 
@@ -188,10 +191,10 @@ def _indrnn_autocast(device_type):
     return call
 
 
-def _first_gradients(ctx, grad_h, grad_h_n):
+def _first_gradients(saved, options, grad_h, grad_h_n):
     """The gradients of a, u and h0 from those of h and h_n, clipped as asked."""
-    h, u, h0, lengths, cu_seqlens, resets = ctx.saved_tensors[:6]
-    nonlinearity, reverse, grad_clip, mode = ctx.options
+    h, u, h0, lengths, cu_seqlens, resets = saved
+    nonlinearity, reverse, grad_clip, mode = options
     if grad_h is None:
         grad_h = h.new_zeros(*h.shape[:-2], 1, h.shape[-1]).expand_as(h)  # one row for all steps
     grads = torch.ops.fastindrnn.scan_backward(
@@ -220,7 +223,7 @@ def _scan_setup(ctx, inputs, output):
 
 
 def _scan_gradient(ctx, grad_h, grad_h_n):
-    return *_first_gradients(ctx, grad_h, grad_h_n), *[None] * 7
+    return *_first_gradients(ctx.saved_tensors, ctx.options, grad_h, grad_h_n), *[None] * 7
 
 
 def _indrnn_setup(ctx, inputs, output):
@@ -230,14 +233,14 @@ def _indrnn_setup(ctx, inputs, output):
 
 
 def _indrnn_gradient(ctx, grad_h, grad_h_n):
-    x, weight = ctx.saved_tensors[6:]
-    grad_a, grad_u, grad_h0 = _first_gradients(ctx, grad_h, grad_h_n)
+    *saved, x, weight = ctx.saved_tensors
+    grad_a, grad_u, grad_h0 = _first_gradients(saved, ctx.options, grad_h, grad_h_n)
     rows = _flatten(grad_a, grad_a)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x = _unflatten(rows @ weight, grad_a) if needs_x else None
     grad_weight = None
     if needs_weight:
-        lengths = ctx.saved_tensors[3]
+        lengths = saved[3]
         if lengths is not None:  # padding may hold NaN, and 0 * NaN is not 0
             padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
             x = x.masked_fill(padding[..., None], 0)
@@ -260,6 +263,8 @@ for _device in ("CPU", "CUDA", "XPU"):
     _library.impl("scan_backward", _scan_backward, _device)
     _library.impl("indrnn", _indrnn, _device)
     _library.impl("indrnn", _indrnn_autocast(_device.lower()), f"Autocast{_device}")
+for _name in ("scan", "scan_backward", "indrnn"):
+    torch.library.register_vmap(f"fastindrnn::{_name}", getattr(vmap, _name), lib=_library)
 torch.library.register_autograd(
     "fastindrnn::scan", _scan_gradient, setup_context=_scan_setup, lib=_library
 )

@@ -18,6 +18,7 @@ EVERYTHING = [
 # A module of the package may import modules of a lower rank only; the kernels are below them all.
 RANK = {
     "second_order": 0,
+    "vmap": 0,
     "ops": 1,
     "functional": 2,
     "init": 3,
@@ -28,12 +29,13 @@ RANK = {
     "units": 5,
     "layers": 6,
     "blocks": 6,
+    "authors": 7,
     "fold": 7,
-    "interop": 7,
+    "interop": 8,
     "memory": 7,
     "distributed": 7,
-    "__init__": 8,
-    "__main__": 9,
+    "__init__": 9,
+    "__main__": 10,
 }
 REFERENCE = "fastindrnn.kernels.reference"
 

@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import (
 
 import fastindrnn
 from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN
+from fastindrnn.norm import SequenceBatchNorm, StepBatchNorm
+from fastindrnn.sequences import Sequences
 
 LENGTHS = [3, 9, 1, 5]
 STACKS = {
@@ -181,10 +183,10 @@ def test_padding_does_not_change_a_statistic():
 
 def test_batch_norm_is_torchs_over_all_valid_rows():
     pieces, lengths = batch(6), torch.tensor(LENGTHS)
-    ours = fastindrnn.norm.SequenceBatchNorm(6, dtype=torch.float64)
+    ours = SequenceBatchNorm(6, dtype=torch.float64)
     theirs = nn.BatchNorm1d(6, dtype=torch.float64)
     x = torch.nan_to_num(padded(pieces)).transpose(0, 1)
-    sequences = fastindrnn.sequences.Sequences(4, lengths=lengths)
+    sequences = Sequences(4, lengths=lengths)
     valid = sequences.valid(x)
     torch.testing.assert_close(ours(x, sequences)[valid], theirs(x[valid]))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
@@ -192,9 +194,9 @@ def test_batch_norm_is_torchs_over_all_valid_rows():
 
 def test_step_norm_is_a_batch_norm_for_each_step():
     x = torch.randn(7, 4, 3, dtype=torch.float64)
-    ours = fastindrnn.norm.StepBatchNorm(3, 4, dtype=torch.float64)
+    ours = StepBatchNorm(3, 4, dtype=torch.float64)
     theirs = [nn.BatchNorm1d(3, dtype=torch.float64) for _ in range(4)]
-    sequences = fastindrnn.sequences.Sequences(7)
+    sequences = Sequences(7)
     expected = torch.stack([norm(x[:, t]) for t, norm in enumerate(theirs)], 1)
     torch.testing.assert_close(ours(x, sequences), expected)
     torch.testing.assert_close(ours.running_var, torch.stack([n.running_var for n in theirs]))
