@@ -2,8 +2,9 @@
 
     python -m fastindrnn.kernels.aot [--target sm_90 gfx942 ...] [--processes 2]
 
-prints for each kernel what decides its speed: registers, bytes spilled, bytes of shared memory, instructions, and
-of these how many the main loop issues for one element. Runs without TRITON_INTERPRET, which replaces the compiler.
+prints what decides each kernel's speed: registers, bytes spilled, bytes of shared memory,
+instructions, and how many of these the main loop issues for one element. TRITON_INTERPRET, which
+replaces the compiler, must not be set.
 """
 
 import argparse
@@ -56,7 +57,7 @@ class Report(NamedTuple):
     per_element: float | None  # issued by the first loop, for each element it handles
 
 
-def cases() -> list[Case]:
+def cases(lanes: int) -> list[Case]:
     """The recurrence of every dtype with relu, and every other option at least once."""
     plain = {"lengths_ptr": None, "cu_seqlens_ptr": None, "resets_ptr": None, "REVERSE": False}
     all_options = {"cu_seqlens_ptr": None, "REVERSE": True, "CHUNKS": 8}
@@ -68,7 +69,7 @@ def cases() -> list[Case]:
     found = []
 
     def add(name, kernel, dtype, nonlinearity, streams, *choices, aligned=True):
-        cut = plan(4096, 1024, 512, ITEMSIZE[dtype], streams, 132)
+        cut = plan(4096, 1024, 512, ITEMSIZE[dtype], streams, 132, lanes)
         constants = {"ROWS": cut.rows, "BLOCK_N": cut.block_n}
         constants["LO"], constants["HI"] = BOUNDS[nonlinearity]
         if kernel is not _scan_fold_kernel:
@@ -133,6 +134,86 @@ def compile_case(case: Case, target: str) -> Report:
         lanes = TARGETS[target].warp_size
         per_element = loop * lanes / (case.constants["ROWS"] * case.constants["BLOCK_N"])
     shared = compiled.metadata.shared
-    return Report(
-        target, case.dtype, case.name, registers, spilled, shared, opcodes, per_element
-    )
+    return Report(target, case.dtype, case.name, registers, spilled, shared, opcodes, per_element)
+
+
+def _read_cubin(cubin: bytes) -> tuple[int, int, int, int | None]:
+    """Registers, bytes spilled, instructions, and instructions of the first loop."""
+    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run(
+                [tool, flag, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ("--dump-resource-usage", "--dump-sass")
+        )
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)
+    addresses = [int(address, 16) for address, _ in lines]
+    jumps = [re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text) for _, text in lines]
+    targets = [jump and addresses.index(int(jump.group(1), 16)) for jump in jumps]
+    return used["REG"], used["STACK"] + used["LOCAL"], len(lines), _first_loop(targets)
+
+
+def _read_amdgcn(assembly: str) -> tuple[int, int, int, int | None]:
+    """Like `_read_cubin`."""
+    used = {
+        key: int(value)
+        for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size): +(\d+)", assembly)
+    }
+    lines, labels = [], {}
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.LBB\w+):", line):
+            labels[label.group(1)] = len(lines)
+        elif re.match(r"\t(s|v|ds|global|buffer|flat)_", line):
+            lines.append(line)
+    jumps = [re.search(r"s_c?branch\w*\s+(\.LBB\w+)", line) for line in lines]
+    targets = [jump and labels[jump.group(1)] for jump in jumps]
+    return (
+        used["vgpr_count"], used["private_segment_fixed_size"], len(lines), _first_loop(targets)
+    )  # fmt: skip
+
+
+def _first_loop(targets: list[int | None]) -> int | None:
+    """Length of the first run of instructions that ends in a jump to its begin, or above."""
+    for position, target in enumerate(targets):
+        # The last instruction of a program jumps to itself.
+        if target is not None and target < position:
+            return position - target + 1
+    return None
+
+
+def compile_all(targets: list[str], processes: int = 2) -> list[Report]:
+    """Every case for each of these targets."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 replaces Triton's compiler: unset it")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+        jobs = [pool.submit(_compile, t, i) for t in targets for i in range(len(cases(32)))]
+        return [job.result() for job in jobs]
+
+
+def _compile(target: str, position: int) -> Report:
+    return compile_case(cases(TARGETS[target].warp_size)[position], target)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fastindrnn.kernels.aot", description=__doc__)
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args(arguments)
+    print("triton", triton.__version__)
+    print("target  dtype  kernel                                registers spilled shared "
+          "instructions per element")  # fmt: skip
+    for report in compile_all(options.target, options.processes):
+        per_element = "" if report.per_element is None else f"{report.per_element:.1f}"
+        print(
+            f"{report.target:7} {report.dtype:6} {report.name:38}{report.registers:9}"
+            f"{report.spilled:8}{report.shared:7}{report.instructions:13}{per_element:>12}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

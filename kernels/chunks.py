@@ -1,15 +1,15 @@
-"""Chunks of time made independent: each folded into one map, and the maps chained.
+"""Chunks of time made independent: each is folded into one map, and the maps are chained.
 
-Of use where sequences and channels alone are too few to fill the device. After `_scan_fold_kernel` and
-`_scan_carry_kernel`, the kernels of `scan` walk every chunk from its true start. Deterministic; one more read of the
-input. Conventions as in `scan`; the maps and their composition are in `clamped_affine`.
+For sequences and channels too few to fill the device. The kernels of `scan` then walk every chunk
+from its true start: one more read of the input, deterministic, exact up to rounding. Conventions as
+in `scan`; the maps are those of `clamped_affine`.
 """
 
 import triton
 import triton.language as tl
 
-from .clamped_affine import append, apply, clip_bounds, constant, identity, saturate, stopped
-from .walk import load_rows, program, walk, within
+from .clamped_affine import append, apply, constant, identity, saturate, stopped
+from .walk import load_rows, program, walk_rows, within
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -39,12 +39,13 @@ def _scan_fold_kernel(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Every chunk but the last as one map from the state before it to the state after it; chunk 0 as a constant.
+    """Each chunk as one map from the state before it to the state after it; chunk 0 as a constant.
 
-    A chunk that its sequence does not fill is not folded: no step follows it. Reads a, or g and h, once; per element
-    of the forward with relu 4 multiply-adds or products and 3 minima or maxima, without bounds 2.
+    Of no use for the last chunk and for one that its sequence does not fill: no step follows these.
+    Floor: a, or g and h, read once; for each element of relu's forward 4 multiplications and 3
+    comparisons, of a recurrence without bounds 2 multiplications.
     """
-    b, chunk, first, length, start, stop, end, offs_n = program(
+    b, chunk, first, length, start, stop, _end, offs_n = program(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
     )
     mask = offs_n < N
@@ -53,16 +54,22 @@ def _scan_fold_kernel(
     u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
     given = zeros
     if given_ptr is not None:
-        given = tl.load(given_ptr + b * N + offs_n, mask=within(offs_n, N, chunk == 0), other=0.0).to(ACC)
-    p_walk = walk(p_ptr, b, first, length, stride_pb, stride_pt, REVERSE)
+        arrives = within(offs_n, N, chunk == 0)
+        given = tl.load(given_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
+    p_walk = walk_rows(p_ptr, b, first, length, stride_pb, stride_pt, REVERSE)
     if resets_ptr is not None:
-        resets_walk = walk(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
-    if h_ptr is None:
-        lo, hi, state, extra = LO, HI, given, zeros
-    else:
-        lo, hi = clip_bounds(clip, clip_rest, ACC)
+        resets_walk = walk_rows(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
+    state, extra = given, zeros
+    lo = LO
+    hi = HI
+    if h_ptr is not None:
         state, extra = zeros, given
-        h_walk = walk(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+        lo = None
+        hi = None
+        if clip is not None:
+            hi = tl.cast(clip, ACC) + clip_rest  # as in `_scan_bwd_kernel`
+            lo = -hi
+        h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
 
     P, Q, E0, E1 = identity(u, lo, hi)
     P, Q, E0, E1 = constant(chunk == 0, state, P, Q, E0, E1)
@@ -110,7 +117,7 @@ def _scan_carry_kernel(
 ):
     """The state in which each chunk starts: s_0 given, s_{c+1} = F_c(s_c).
 
-    Reads 4 numbers (P and Q alone without bounds) and writes 1 per chunk and channel; its time is latency.
+    Per chunk and channel 4 numbers read, without bounds 2, and 1 written: a matter of latency.
     """
     blocks = tl.cdiv(N, BLOCK_N)
     b = (tl.program_id(0) // blocks).to(tl.int64)
@@ -119,15 +126,18 @@ def _scan_carry_kernel(
     s = tl.zeros([BLOCK_N], start_ptr.dtype.element_ty)
     if first_ptr is not None:
         s = tl.load(first_ptr + b * N + offs_n, mask=mask).to(s.dtype)
-    maps = map_ptr + b * CHUNKS * 4 * N
+    stride = b * 0 + 4 * N
+    maps = map_ptr + b * CHUNKS * stride
     start_ptrs = start_ptr + b * CHUNKS * N + offs_n
     for c in range(0, CHUNKS, ROWS):
-        P = load_rows((maps, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
-        Q = load_rows((maps + N, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
+        folded = CHUNKS - 1 - c
+        P = load_rows((maps, stride), c, offs_n, N, folded, ROWS)
+        Q = load_rows((maps + N, stride), c, offs_n, N, folded, ROWS)
         E0, E1 = P, P
         if BOUNDED:
-            E0 = load_rows((maps + 2 * N, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
-            E1 = load_rows((maps + 3 * N, 4 * N), c, offs_n, N, CHUNKS - 1 - c, ROWS)
+            E0 = load_rows((maps + 2 * N, stride), c, offs_n, N, folded, ROWS)
+            E1 = load_rows((maps + 3 * N, stride), c, offs_n, N, folded, ROWS)
         for r in tl.static_range(ROWS):
-            tl.store(start_ptrs + (c + r) * N, s, mask=within(offs_n, N, c + r < CHUNKS))
+            tl.store(start_ptrs, s, mask=within(offs_n, N, c + r < CHUNKS))
+            start_ptrs += N
             s = apply(P[r], Q[r], E0[r], E1[r], s, BOUNDED)

@@ -1,13 +1,16 @@
-"""The map s -> clamp(p + q*s, lo, hi) and runs of it, as Triton helpers for tensors of any one shape.
+"""The map s -> clamp(p + q*s, lo, hi) and runs of such maps, for tensors of any shape.
 
-One step of the recurrence is such a map, and so is any run of steps: F(s) = clamp(P + Q*s, L, H). Every step is
-monotone, so L and H are the images E0, E1 of the two ends of the domain, in either order. While a run is folded
-step by step, E0 and E1 are carried by the recurrence itself and sorted once, when F is applied. The proof is in
-docs/scan.md, section 2; that such maps compose is what makes the recurrence parallel in time.
+One step of the recurrence is such a map, and so is a run of steps: F(s) = clamp(P + Q*s, L, H). For
+q >= 0, p + q*clamp(y, L, H) = clamp(p + q*y, p + q*L, p + q*H), for q < 0 the bounds swap, and a
+clamp of a clamp is one clamp. That is what makes the recurrence parallel in time, exactly.
 
-Bounds are `None` where there are none; then E0 and E1 are carried along unused and compile to nothing. A run that
-contains a killed step (a reset, or a gradient stopped by a bound) forgets its start, be it NaN: it has Q = NaN,
-which sticks through later steps and cannot arise otherwise unless u is NaN.
+Every step is monotone, so L and H are the images E0, E1 of the two ends of the domain, in either
+order. While a run is folded step by step, E0 and E1 are carried by the recurrence itself, and are
+sorted once, when F is applied. A bound may be None; without bounds, E0 and E1 are not used.
+
+A run with a reset in it, or with a gradient that a bound stopped, forgets its start, be it NaN. It
+has Q = NaN, which no later step changes and which nothing else but a NaN of u makes. An infinite
+state counts as the largest finite number from one run to the next.
 """
 
 import triton
@@ -23,8 +26,8 @@ def largest(dtype: tl.constexpr):
 @triton.jit
 def tanh(z):
     """tanh to about 1e-7 (float32) or 1e-15 (float64), relative, for z of any size."""
-    # Near 0, where 1 - exp(-2|z|) cancels, Lambert's continued fraction z/(1 + z^2/(3 + z^2/(5 + ...))) to the
-    # 13: its remainder at 0.6 is 2e-15.
+    # Near 0, where 1 - exp(-2|z|) cancels, Lambert's continued fraction z/(1 + z^2/(3 + z^2/...))
+    # up to the 13, which at 0.6 is off by 2e-15.
     square = z * z
     numerator = z * (135135.0 + square * (17325.0 + square * (378.0 + square)))
     denominator = 135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))
@@ -54,18 +57,8 @@ def step(p, q, s, lo, hi, TANH: tl.constexpr = False):
 
 
 @triton.jit
-def clip_bounds(clip, clip_rest, ACC: tl.constexpr):
-    """The bounds of a message. A launch argument is float32: float64 needs the rest of the number as well."""
-    if clip is None:
-        return None, None
-    else:
-        clip = tl.cast(clip, ACC) + clip_rest
-        return -clip, clip
-
-
-@triton.jit
 def stopped(h, lo, hi):
-    """Where a bound holds the stored output h, so that no gradient passes. A NaN lets it pass, as in PyTorch."""
+    """Where the stored output h is at a bound, so that no gradient passes. NaN lets it pass."""
     at_bound = tl.zeros_like(h) != 0.0
     if lo is not None:
         at_bound |= h <= lo
@@ -104,9 +97,9 @@ def constant(where, value, P, Q, E0, E1):
 
 @triton.jit
 def saturate(P, Q, lo):
-    """P and Q with no infinity, so that P + Q*s forms neither inf - inf nor 0*inf; Q = NaN keeps its meaning.
+    """P and Q without infinities, so that P + Q*s forms no inf - inf and no 0*inf.
 
-    Between bounds, a NaN of P goes too: where it is true, E0 has it as well.
+    Between bounds a NaN of P goes too: where it belongs there, E0 is NaN as well.
     """
     most = largest(P.dtype)
     if lo is not None:

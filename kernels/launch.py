@@ -18,7 +18,7 @@ BOUNDS = {
     "tanh": (None, None),
 }
 
-# Said at every launch, because Triton's defaults change: a step is one fused multiply-add, a program one warp.
+# A program is one warp, and a step one fused multiply-add, whatever Triton's default may become.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 
 
@@ -30,15 +30,17 @@ class Plan(NamedTuple):
     block_n: int
 
 
-def plan(B, T, N, itemsize, streams, multiprocessors):
-    """How to cut B sequences of T steps and N channels, where a step reads `streams` rows of `itemsize` bytes.
+def plan(B, T, N, itemsize, streams, multiprocessors, lanes):
+    """How to cut B sequences of T steps and N channels whose steps read `streams` rows each.
 
-    A multiprocessor keeps memory busy with about 32 KiB in flight (latency times bandwidth: 0.9 us of an H200's
-    4.8 TB/s, over 132). In flight are rows * streams * itemsize bytes for each of B * N * chunks channels, however
-    these are grouped into programs. So: rows as the registers allow, 256 bytes a lane. Chunks, in powers of two
-    until the goal is met, if one chunk is not within half of it, for chunks read the input twice; each at least 4
-    groups of rows, and their number below sqrt(T) / 2, as the carry walks them one by one. Then the block: 16 bytes
-    a lane, or less until every multiprocessor has 4 programs, one a scheduler.
+    A multiprocessor keeps memory busy with about 32 KiB in flight (latency times bandwidth: 0.9 us
+    of an H200's 4.8 TB/s, over 132). In flight are rows * streams * itemsize bytes for each of
+    B * N * chunks channels, however these are grouped into programs. So
+    - rows: 256 bytes a lane, which the registers hold without a spill;
+    - chunks: powers of two until the goal is met, unless one chunk is within half of it, for chunks
+      read the input twice. Each is 4 groups of rows at least, and their number below sqrt(T) / 2,
+      because the carry takes them one by one;
+    - block_n: 16 bytes a lane, or less until every multiprocessor has 4 programs.
     """
     rows = 16 // streams
     goal = 32 * 1024 * multiprocessors
@@ -48,8 +50,8 @@ def plan(B, T, N, itemsize, streams, multiprocessors):
     if 2 * in_flight <= goal:
         while chunks * in_flight < goal and 2 * chunks <= most_chunks:
             chunks *= 2
-    block_n = 512 // itemsize
-    while block_n > 32 and B * triton.cdiv(N, block_n) * chunks < 4 * multiprocessors:
+    block_n = 16 * lanes // itemsize
+    while block_n > lanes and B * triton.cdiv(N, block_n) * chunks < 4 * multiprocessors:
         block_n //= 2
     return Plan(chunks, rows, block_n)
 
@@ -69,10 +71,11 @@ def scan_forward(
     rows=None,
     block_n=None,
 ):
-    """Writes h_t = f(a_t + u * h_{t-1}) to h, which may be a, and returns the last state h_n (B, N) in a.dtype.
+    """Writes h_t = f(a_t + u * h_{t-1}) to h, which may be a; returns the last state h_n (B, N).
 
-    a, h: (B, T, N), or (total, N) with cu_seqlens (B + 1,), of any strides but adjacent channels; u: (N,);
-    h0: (B, N) or None; lengths: (B,); resets: bool, (B, T) or (total,). `plan` fills in chunks, rows and block_n.
+    a, h: (B, T, N), or (total, N) with cu_seqlens (B + 1,); any strides, but adjacent channels.
+    u: (N,). h0: (B, N) or None. lengths: (B,). resets: bool, (B, T) or (total,). What is not given
+    of chunks, rows and block_n is as `plan` says. Raises ValueError for several chunks of tanh.
     """
     B, walk = _walk_arguments(
         a, 1, nonlinearity, reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
@@ -118,10 +121,11 @@ def scan_backward(
     rows=None,
     block_n=None,
 ):
-    """Gradients (grad_a, grad_u, grad_h0) of `scan_forward`, whose options these are, from the h that it stored.
+    """The gradients (grad_a, grad_u, grad_h0) of `scan_forward`, from the h that it stored.
 
-    grad_h: like h; grad_h_n: (B, N) or None for zeros; grad_clip: bound of every message, or None. grad_a is like h,
-    grad_u (N,) like u, grad_h0 (B, N) in h0's dtype, or without h0 in h's.
+    grad_h: like h. grad_h_n: (B, N), or None for zeros. grad_clip: the bound of every message, or
+    None. The rest as in `scan_forward`. grad_a is like h, grad_u like u, and grad_h0 (B, N) of h0's
+    dtype, or without h0 of h's.
     """
     B, walk = _walk_arguments(
         h, 2, nonlinearity, not reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
@@ -166,10 +170,11 @@ def scan_backward(
 def _chunk_starts(B, walk, p, h, u, given, first, clip):
     """(B, CHUNKS, N): the state, or in the backward the message, with which each chunk starts."""
     chunks, N = walk["CHUNKS"], walk["N"]
+    cu_seqlens = walk["cu_seqlens_ptr"]
     maps = p.new_empty(B, chunks, 4, N, dtype=_accumulator(p))
     start = p.new_empty(B, chunks, N, dtype=maps.dtype)
-    stride_pb, stride_pt = _strides(p, walk["cu_seqlens_ptr"])
-    stride_hb, stride_ht = (0, 0) if h is None else _strides(h, walk["cu_seqlens_ptr"])
+    stride_pb, stride_pt = _strides(p, cu_seqlens)
+    stride_hb, stride_ht = (0, 0) if h is None else _strides(h, cu_seqlens)
     blocks, _ = _grid(B, walk)
     _scan_fold_kernel[(blocks, chunks - 1)](
         p,
@@ -213,10 +218,11 @@ def _walk_arguments(
     else:
         B, N = len(cu_seqlens) - 1, x.shape[1]
         T = len(x) // max(B, 1)
-    processors = 1  # the interpreter has nothing to fill
+    multiprocessors, lanes = 1, 32  # the interpreter has nothing to fill
     if x.is_cuda:
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    planned = plan(B, T, N, x.element_size(), streams, processors)
+        device = torch.cuda.get_device_properties(x.device)
+        multiprocessors, lanes = device.multi_processor_count, device.warp_size
+    planned = plan(B, T, N, x.element_size(), streams, multiprocessors, lanes)
     lo, hi = BOUNDS[nonlinearity]
     stride_rb, stride_rt = (0, 0) if resets is None else _strides(resets, cu_seqlens)
     return B, {
@@ -250,7 +256,7 @@ def _accumulator(x):
 
 
 def _two_floats(x):
-    """x as a float32 and the rest, since a launch argument is float32 and float64 needs the whole number."""
+    """x as a float32, which is what a launch argument is, and the rest, which float64 needs."""
     if x is None:
         return None, None
     head = ctypes.c_float(x).value

@@ -1,27 +1,27 @@
-"""The diagonal recurrence along time: forward, backward, and the fold that makes chunks of time independent.
+"""The diagonal recurrence along time, forward and backward.
 
-    forward   h_t = clamp(a_t + u * h_{t-1}, lo, hi)                        or tanh
-    backward  d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c)                 m_t read off the stored h_t
+    forward   h_t = clamp(a_t + u * h_{t-1}, lo, hi)             or tanh
+    backward  d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c)      m_t read off the stored h_t
 
-    Li et al. 2018, arXiv 1803.04831, eq. 4; the clip on every message is Lasagne's grad_clipping.
+Li et al. 2018, arXiv 1803.04831, eq. 4; the clip on every message is Lasagne's grad_clipping.
 
-A program is one warp and owns one sequence, BLOCK_N channels and one of CHUNKS ranges of time, which it walks
-step by step. A step is two operations an element, so what counts is bytes in flight: ROWS time rows are loaded
-before the first is used. Where sequences and channels alone are too few, `_scan_fold_kernel` folds each chunk of
-time into one map, `_scan_carry_kernel` chains the maps, and every chunk is walked from its true start.
+A program is one warp and owns one sequence, BLOCK_N channels and one of CHUNKS ranges of time,
+which it walks step by step. A step is two operations an element, so what counts is bytes in flight:
+ROWS time rows are loaded before the first is used. Where sequences and channels are too few to fill
+the device, `chunks` finds the state in which each chunk starts, and the same kernels walk them all.
 
-Steps are counted along the walk: step i is time i, or length-1-i where REVERSE; the backward walks against the
-forward. Offsets are 64 bits wide; strides count elements; channels are adjacent. T is the padded length. With
-cu_seqlens [B + 1], sequence b is rows cu_seqlens[b] to cu_seqlens[b+1], batch strides are 0, and T is ignored. Times
-past a sequence's length are never read, and written 0. Optional pointers may be None. State and sums are float32,
-for float64 inputs float64.
+Steps are counted along the walk: step i is time i, or length-1-i where REVERSE; the backward walks
+against the forward. Offsets are 64 bits wide; strides count elements; channels are adjacent. T is
+the padded length. With cu_seqlens [B + 1], sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1],
+batch strides are 0, and T is ignored. Times past a sequence's length are never read, and written 0.
+State and sums are float32, for float64 inputs float64.
 """
 
 import triton
 import triton.language as tl
 
-from .clamped_affine import clip_bounds, step, stopped
-from .walk import load_rows, program, walk, within, zero_rows
+from .clamped_affine import step, stopped
+from .walk import load_rows, program, walk_rows, within, zero_rows
 
 
 @triton.jit
@@ -73,8 +73,8 @@ def _scan_fwd_kernel(
 ):
     """h_t = clamp(a_t + u * h_{t-1}, LO, HI), and h_n, the state after the last step.
 
-    Where resets, h_{t-1} counts as 0. Saves h alone. Reads a and writes h once, 2*B*T*N*itemsize bytes. Per
-    element a multiply-add and a maximum, and two conversions where a is narrow.
+    Where resets, h_{t-1} counts as 0. Saves h alone. Floor: a read and h written once, 2*B*T*N
+    elements; for each a multiply-add and a maximum, and two conversions where a is narrow.
     """
     b, chunk, first, length, start, stop, end, offs_n = program(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
@@ -85,20 +85,18 @@ def _scan_fwd_kernel(
     s = tl.zeros([BLOCK_N], ACC)
     if start_ptr is not None:
         s = tl.load(start_ptr + (b * CHUNKS + chunk) * N + offs_n, mask=mask).to(ACC)
-    a_walk = walk(a_ptr, b, first, length, stride_ab, stride_at, REVERSE)
-    h_walk = walk(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+    a_walk = walk_rows(a_ptr, b, first, length, stride_ab, stride_at, REVERSE)
+    h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
     resets_walk = None
     if resets_ptr is not None:
-        resets_walk = walk(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
+        resets_walk = walk_rows(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
 
     whole = start + (stop - start) // ROWS * ROWS
-    every = tl.full([], ROWS, tl.int64)  # a constant, so that the masks of whole groups compile to nothing
+    every = tl.full([], ROWS, tl.int64)  # a constant: the masks of whole groups compile to nothing
     for i in range(start, whole, ROWS):
         s = _fwd_rows(s, u, a_walk, h_walk, resets_walk, i, offs_n, N, every, LO, HI, TANH, ROWS)
     for i in range(whole, stop, ROWS):
-        s = _fwd_rows(
-            s, u, a_walk, h_walk, resets_walk, i, offs_n, N, stop - i, LO, HI, TANH, ROWS
-        )
+        s = _fwd_rows(s, u, a_walk, h_walk, resets_walk, i, offs_n, N, stop - i, LO, HI, TANH, ROWS)
 
     last = (stop == length) & ((start < length) | (chunk == 0))
     tl.store(h_n_ptr + b * N + offs_n, s, mask=within(offs_n, N, last))
@@ -175,11 +173,12 @@ def _scan_bwd_kernel(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c), grad_u = sum_t d_t * h_{t-1}, grad_h0 = u * d_1.
+    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c); grad_u = sum d_t * h_{t-1}; grad_h0 = u * d_1.
 
-    m_t = 0 where h_t is at a bound, else 1 (tanh: 1 - h_t^2). The gradient of h_n arrives with g_T. A step with a
-    reset sends no message on and adds nothing to grad_u. Reads g and h and writes d once, 3*B*T*N*itemsize bytes.
-    Per element two multiply-adds, a comparison and a selection, and with a clip a minimum and a maximum.
+    m_t = 0 where h_t is at a bound, else 1 (tanh: 1 - h_t^2). The gradient of h_n arrives with g_T.
+    A step with a reset sends no message on and adds nothing to grad_u. Floor: g and h read and d
+    written once, 3*B*T*N elements; for each two multiply-adds, a comparison and a selection, and
+    with a clip a minimum and a maximum.
     """
     b, chunk, first, length, start, stop, end, offs_n = program(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
@@ -194,21 +193,27 @@ def _scan_bwd_kernel(
     d = zeros
     if start_ptr is not None:
         d = tl.load(start_ptr + (b * CHUNKS + chunk) * N + offs_n, mask=mask).to(ACC)
-    extra = zeros
+    g_n = zeros
     if g_n_ptr is not None:
-        extra = tl.load(g_n_ptr + b * N + offs_n, mask=within(offs_n, N, chunk == 0), other=0.0).to(ACC)
-    g_n = extra
-    g_walk = walk(g_ptr, b, first, length, stride_gb, stride_gt, REVERSE)
-    h_walk = walk(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
-    d_walk = walk(d_ptr, b, first, length, stride_db, stride_dt, REVERSE)
+        arrives = within(offs_n, N, chunk == 0)
+        g_n = tl.load(g_n_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
+    g_walk = walk_rows(g_ptr, b, first, length, stride_gb, stride_gt, REVERSE)
+    h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+    d_walk = walk_rows(d_ptr, b, first, length, stride_db, stride_dt, REVERSE)
     resets_walk = None
     if resets_ptr is not None:
-        resets_walk = walk(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
-    lo, hi = clip_bounds(clip, clip_rest, ACC)
+        resets_walk = walk_rows(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
+    lo = None
+    hi = None
+    if clip is not None:
+        # A launch argument is float32; float64 needs the rest of the number.
+        hi = tl.cast(clip, ACC) + clip_rest
+        lo = -hi
 
+    extra = g_n
     grad_u = zeros
     h = load_rows(h_walk, start, offs_n, N, stop - start, 1)[0].to(ACC)
-    # Whole groups are followed by a further step, whose h they load; the sequence's last steps are left over.
+    # Whole groups are followed by a further step, whose h they load.
     whole = start + tl.maximum(tl.minimum(stop, length - 1) - start, 0) // ROWS * ROWS
     more = tl.full([], ROWS + 1, tl.int64)
     for i in range(start, whole, ROWS):

@@ -1,4 +1,4 @@
-"""Which steps of which sequence a program walks, and the rows of memory under them. Conventions as in `scan`."""
+"""Which steps a program walks, and the rows of memory under them. Conventions as in `scan`."""
 
 import triton
 import triton.language as tl
@@ -6,9 +6,16 @@ import triton.language as tl
 
 @triton.jit
 def program(
-    T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr
+    T,
+    N,
+    lengths_ptr,
+    cu_seqlens_ptr,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """This program's sequence, its first row and length, steps start to stop, end of its share of T, channels."""
+    """This program's sequence and chunk, the sequence's first row and length, and the program's
+    steps, start to stop, the end of its share of the padded time, and its channels."""
     blocks = tl.cdiv(N, BLOCK_N)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     offs_n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -29,8 +36,8 @@ def program(
 
 
 @triton.jit
-def walk(ptr, b, first, length, stride_b, stride_t, REVERSE: tl.constexpr):
-    """The row of step 0, and the 64-bit stride from one step's row to the next one's."""
+def walk_rows(ptr, b, first, length, stride_b, stride_t, REVERSE: tl.constexpr):
+    """The row of step 0, and the 64-bit stride from each step's row to the next one's."""
     ptr += b * stride_b + first * stride_t
     stride = b * 0 + stride_t
     if REVERSE:
@@ -47,11 +54,12 @@ def within(offs_n, N, condition):
 
 @triton.jit
 def load_rows(walk, i, offs_n, N, left, ROWS: tl.constexpr):
-    """The rows of steps i to i + ROWS, of which `left` exist: all on their way before the first is used."""
+    """The rows of steps i to i + ROWS, of which `left` exist: all in flight before one is used."""
     ptrs = walk[0] + i * walk[1] + offs_n
     rows = ()
     for r in tl.static_range(ROWS):
-        rows = rows + (tl.load(ptrs, mask=within(offs_n, N, r < left)),)
+        row = tl.load(ptrs, mask=within(offs_n, N, r < left))
+        rows = rows + (row,)  # noqa: RUF005
         ptrs += walk[1]
     return rows
 
