@@ -22,11 +22,27 @@ class SequenceBatchNorm(nn.BatchNorm1d):
         if x.numel() == 0:
             return x
         valid = sequences.valid(x)
-        if valid is not None:
-            return torch.zeros_like(x).index_put((valid,), super().forward(x[valid]))
+        if self.training and valid is not None:
+            return sequences.without_padding(self._normalize(x, valid[..., None].to(x.dtype)))
         rows = x.transpose(0, 1) if sequences.time_first else x
         rows = super().forward(rows.reshape(-1, self.num_features)).view(rows.shape)
-        return rows.transpose(0, 1) if sequences.time_first else rows
+        return sequences.without_padding(rows.transpose(0, 1) if sequences.time_first else rows)
+
+    def _normalize(self, x: Tensor, counted: Tensor) -> Tensor:
+        """With the statistics of the counted rows, in shapes that do not depend on the lengths."""
+        count = counted.sum().clamp(min=1)
+        mean = (x * counted).sum((0, 1)) / count
+        var = ((x - mean).square() * counted).sum((0, 1)) / count
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            unbiased = var * count / (count - 1).clamp(min=1)
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running += self.momentum * (new.to(running.dtype) - running)
+        return (x - mean) * (self.weight * torch.rsqrt(var + self.eps)) + self.bias
 
 
 class StepBatchNorm(nn.Module):

@@ -1,0 +1,114 @@
+"""ONNX: the operators as ONNX's own RNN operator, whose recurrent matrix is then diagonal.
+
+    program = torch.onnx.export(module, (x,), dynamo=True,
+                                custom_translation_table=fastindrnn.onnx.translations())
+
+Time and batch may be dynamic, `lengths` may be given; `resets` and packed sequences have no
+counterpart in that operator. A runtime multiplies with the whole matrix: N times the recurrence's
+work, in a graph that does not grow with time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# The operator's activation, and the bound of what goes into it.
+_ACTIVATIONS: dict[str, tuple[str, float | None]] = {
+    "relu": ("Relu", None),
+    "identity": ("Affine", None),
+    "hardtanh": ("Affine", 1.0),
+    "relu6": ("Relu", 6.0),
+    "tanh": ("Tanh", None),
+}
+
+
+def translations() -> dict[Callable, Callable]:
+    """The table for the argument `custom_translation_table` of `torch.onnx.export`.
+
+    Raises:
+        ImportError: onnxscript is not installed.
+        ValueError: at export, for resets or packed sequences.
+
+    Source: the operator RNN in ONNX's specification, version 14.
+    """
+    from onnxscript import opset18 as op
+
+    def rnn(
+        x: Any,  # (B, T, K)
+        weight: Any,  # (N, K)
+        bias: Any,  # (N,) or None
+        u: Any,  # (N,)
+        h0: Any,  # (B, N) or None
+        lengths: Any,
+        cu_seqlens: Any,
+        resets: Any,
+        nonlinearity: str,
+        reverse: bool,
+    ) -> tuple[Any, Any]:
+        if cu_seqlens is not None or resets is not None:
+            raise ValueError("ONNX's RNN operator knows neither resets nor packed sequences")
+        activation, clip = _ACTIVATIONS[nonlinearity]
+        first = op.Constant(value_ints=[0])
+        if bias is not None:
+            # One bias of the input, one of the state.
+            bias = op.Unsqueeze(op.Concat(bias, op.Mul(bias, 0.0), axis=0), first)
+        attributes = {} if clip is None else {"clip": clip}
+        if activation == "Affine":
+            attributes |= {"activation_alpha": [1.0], "activation_beta": [0.0]}
+        rows, last = op.RNN(
+            op.Transpose(x, perm=[1, 0, 2]),
+            op.Unsqueeze(weight, first),
+            op.Unsqueeze(op.Mul(diagonal(u), u), first),
+            bias,
+            None if lengths is None else op.Cast(lengths, to=6),  # int32
+            None if h0 is None else op.Unsqueeze(h0, first),
+            activations=[activation],
+            direction="reverse" if reverse else "forward",
+            hidden_size=u.shape[0],
+            **attributes,
+        )
+        h = op.Transpose(op.Squeeze(rows, op.Constant(value_ints=[1])), perm=[1, 0, 2])
+        return h, op.Squeeze(last, first)
+
+    def diagonal(u: Any) -> Any:
+        """The identity matrix of u's size and dtype."""
+        return op.EyeLike(
+            op.MatMul(
+                op.Unsqueeze(u, op.Constant(value_ints=[1])),
+                op.Unsqueeze(u, op.Constant(value_ints=[0])),
+            )
+        )
+
+    def indrnn(
+        x,
+        weight,
+        bias,
+        u,
+        h0,
+        lengths,
+        cu_seqlens,
+        resets,
+        nonlinearity,
+        reverse,
+        grad_clip=None,
+        grad_clip_mode="message",
+    ):
+        return rnn(x, weight, bias, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse)
+
+    def scan(
+        a,
+        u,
+        h0,
+        lengths,
+        cu_seqlens,
+        resets,
+        nonlinearity,
+        reverse,
+        grad_clip=None,
+        grad_clip_mode="message",
+    ):
+        identity = diagonal(u)
+        return rnn(a, identity, None, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse)
+
+    return {torch.ops.fastindrnn.indrnn.default: indrnn, torch.ops.fastindrnn.scan.default: scan}
