@@ -15,7 +15,7 @@ from .units import (
     RecurrentInit,
     Stack,
     Unit,
-    check_dropout,
+    check_probabilities,
     check_recurrent_max,
     check_sizes,
     spread_init,
@@ -36,7 +36,7 @@ class ResidualIndRNN(Stack):
         nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
-        norm, norm_position, norm_steps: as in `IndRNN`.
+        zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
         recurrent_init: as in `IndRNN`; a sequence has one for each of the L recurrences.
 
     h_n is (L, B, H), in the order of the signal.
@@ -61,6 +61,7 @@ class ResidualIndRNN(Stack):
         batch_first: bool = False,
         dropout: float = 0.0,
         *,
+        zoneout: float = 0.0,
         norm: Norm | None = "batch",
         norm_position: NormPosition = "after",
         norm_steps: int | None = None,
@@ -75,7 +76,7 @@ class ResidualIndRNN(Stack):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_blocks=num_blocks)
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_norm(norm, norm_position, norm_steps)
-        check_dropout(dropout)
+        check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
         self.input_size, self.hidden_size, self.num_blocks = input_size, hidden_size, num_blocks
         self.batch_first = batch_first
@@ -84,6 +85,7 @@ class ResidualIndRNN(Stack):
             nonlinearity=nonlinearity,
             bias=bias,
             dropout=dropout,
+            zoneout=zoneout,
             norm=norm,
             norm_position=norm_position,
             norm_steps=norm_steps,
@@ -149,7 +151,7 @@ class DenseIndRNN(Stack):
         nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
-        norm, norm_position, norm_steps: as in `IndRNN`.
+        zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
         recurrent_init: as in `IndRNN`; a sequence has one for each recurrence, of which there are
             1 + sum(2 * layers + 1 for layers in blocks).
 
@@ -178,6 +180,7 @@ class DenseIndRNN(Stack):
         batch_first: bool = False,
         dropout: float = 0.0,
         *,
+        zoneout: float = 0.0,
         norm: Norm | None = "batch",
         norm_position: NormPosition = "after",
         norm_steps: int | None = None,
@@ -195,7 +198,7 @@ class DenseIndRNN(Stack):
         check_sizes(**{f"blocks[{i}]": layers for i, layers in enumerate(blocks)})
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_norm(norm, norm_position, norm_steps)
-        check_dropout(dropout)
+        check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
         self.input_size, self.growth, self.batch_first = input_size, growth, batch_first
         count = 1 + sum(2 * layers + 1 for layers in blocks)
@@ -208,6 +211,7 @@ class DenseIndRNN(Stack):
                 nonlinearity=nonlinearity,
                 bias=bias,
                 dropout=dropout,
+                zoneout=zoneout,
                 norm=norm,
                 norm_position=norm_position,
                 norm_steps=norm_steps,

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import ops
 from .kernels import reference
 
+ACTIVATIONS = reference.ACTIVATIONS
 Nonlinearity = Literal["relu", "identity", "hardtanh", "relu6", "tanh"]
 GradClipMode = Literal["message", "result"]
 
@@ -277,10 +278,9 @@ def _hold(x: Tensor, condition: Callable[[Tensor], Tensor]) -> bool:
 
 
 def check_options(nonlinearity: str, grad_clip: float | None, grad_clip_mode: str) -> None:
-    if nonlinearity not in reference.ACTIVATIONS:
+    if nonlinearity not in ACTIVATIONS:
         raise ValueError(
-            f"nonlinearity must be one of {', '.join(reference.ACTIVATIONS)}, "
-            f"but is {nonlinearity!r}"
+            f"nonlinearity must be one of {', '.join(ACTIVATIONS)}, but is {nonlinearity!r}"
         )
     if grad_clip is not None:
         if isinstance(grad_clip, bool) or not isinstance(grad_clip, (int, float)):

@@ -13,7 +13,7 @@ from .units import (
     Device,
     RecurrentInit,
     Stack,
-    check_dropout,
+    check_probabilities,
     check_recurrent_max,
     check_sizes,
     reset_unit,
@@ -44,6 +44,8 @@ class IndRNN(Stack):
             layer; None for U(0, recurrent_max or 1).
         grad_clip, grad_clip_mode: as in `fastindrnn.functional.indrnn_scan`.
 
+        zoneout: probability with which, in training, a neuron keeps its state at a step; evaluation
+            takes the expected mix, step by step. See `fastindrnn.zoneout`.
         norm: "batch" (statistics over batch and time together), "batch_per_step" (statistics for
             each time step, shared scale and shift), "layer", or None; see `fastindrnn.norm`.
         norm_position: "after" the nonlinearity or "before" the recurrence, on W x + b.
@@ -76,6 +78,7 @@ class IndRNN(Stack):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        zoneout: float = 0.0,
         norm: Norm | None = None,
         norm_position: NormPosition = "after",
         norm_steps: int | None = None,
@@ -90,7 +93,7 @@ class IndRNN(Stack):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_norm(norm, norm_position, norm_steps)
-        check_dropout(dropout)
+        check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
@@ -99,7 +102,7 @@ class IndRNN(Stack):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.nonlinearity, self.bias, self.batch_first = nonlinearity, bias, batch_first
         self.dropout, self.bidirectional, self.norm_position = dropout, bidirectional, norm_position
-        self.norm, self.recurrent_max = norm, recurrent_max
+        self.zoneout, self.norm, self.recurrent_max = zoneout, norm, recurrent_max
         self.recurrent_init = spread_init(recurrent_init, num_layers)
         self.grad_clip, self.grad_clip_mode = grad_clip, grad_clip_mode
         directions = 2 if bidirectional else 1
@@ -168,6 +171,8 @@ class IndRNN(Stack):
                     norm,
                     self.norm_position,
                     first_step,
+                    self.zoneout,
+                    self.training,
                     nonlinearity=self.nonlinearity,
                     reverse=reverse != suffix.endswith("_reverse"),
                     grad_clip=self.grad_clip,
@@ -198,6 +203,7 @@ class IndRNN(Stack):
             "batch_first": False,
             "dropout": 0.0,
             "bidirectional": False,
+            "zoneout": 0.0,
             "norm": None,
             "recurrent_max": None,
             "grad_clip": None,

@@ -13,6 +13,7 @@ from . import init
 from .functional import GradClipMode, Nonlinearity, indrnn, indrnn_scan
 from .norm import Norm, NormPosition, SequenceNorm, StepBatchNorm, make_norm
 from .sequences import Sequences, enter
+from .zoneout import zoneout_scan
 
 RecurrentInit = Callable[[Tensor], object]
 Device = torch.device | str | None
@@ -27,10 +28,11 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be positive, but is {size}")
 
 
-def check_dropout(dropout: float) -> None:
-    """Raises a ValueError unless it is a probability."""
-    if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be a probability from 0 to 1, but is {dropout}")
+def check_probabilities(**probabilities: float) -> None:
+    """Raises a ValueError unless each is a probability."""
+    for name, value in probabilities.items():
+        if isinstance(value, bool) or not 0 <= value <= 1:
+            raise ValueError(f"{name} must be a probability from 0 to 1, but is {value}")
 
 
 def check_recurrent_max(recurrent_max: float | None) -> None:
@@ -84,6 +86,8 @@ def run_unit(
     norm: SequenceNorm | None,
     norm_position: NormPosition,
     first_step: int,
+    zoneout: float,
+    training: bool,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """[projection], [norm before], recurrence with its nonlinearity, [norm after]: rows, h_n."""
@@ -95,13 +99,16 @@ def run_unit(
             return norm(x, sequences, first_step)
         return norm(x, sequences)
 
-    options |= sequences.options()
     before = norm is not None and norm_position == "before"
-    if weight is not None and not before:
-        h, h_n = indrnn(x, weight, bias, u, h0, **options)
+    if weight is not None and not before and not zoneout:
+        h, h_n = indrnn(x, weight, bias, u, h0, **options, **sequences.options())
         return normalized(h), h_n
     a = x if weight is None else sequences.project(x, weight, bias)
-    h, h_n = indrnn_scan(normalized(a) if before else a, u, h0, **options)
+    a = normalized(a) if before else a
+    if zoneout:
+        h, h_n = zoneout_scan(a, u, h0, zoneout, training, sequences, **options)
+    else:
+        h, h_n = indrnn_scan(a, u, h0, **options, **sequences.options())
     return h if before else normalized(h), h_n
 
 
@@ -117,6 +124,7 @@ class Unit(nn.Module):
         nonlinearity: Nonlinearity,
         bias: bool,
         dropout: float,
+        zoneout: float,
         norm: Norm | None,
         norm_position: NormPosition,
         norm_steps: int | None,
@@ -128,7 +136,8 @@ class Unit(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.hidden_size, self.dropout, self.norm_position = hidden_size, dropout, norm_position
+        self.hidden_size, self.norm_position = hidden_size, norm_position
+        self.dropout, self.zoneout = dropout, zoneout
         self.recurrent_max, self.recurrent_init = recurrent_max, recurrent_init
         self.options: dict[str, Any] = {
             "nonlinearity": nonlinearity,
@@ -159,7 +168,8 @@ class Unit(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Rows x and a state (B, H) to rows and the last state."""
         parts = self.weight_ih, self.bias_ih, self.weight_hh, h0, self.norm, self.norm_position
-        h, h_n = run_unit(x, sequences, *parts, first_step, reverse=reverse, **self.options)
+        drawn = self.zoneout, self.training
+        h, h_n = run_unit(x, sequences, *parts, first_step, *drawn, reverse=reverse, **self.options)
         if self.training and self.dropout > 0:
             h = sequences.shared_over_time(h, self.dropout)
         return h, h_n
