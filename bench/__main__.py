@@ -9,9 +9,9 @@ import sys
 
 from bench.arguments import UserError
 from bench.speed import layers
-from bench.tasks import adding
+from bench.tasks import adding, mnist
 
-COMMANDS = {"adding": adding, "speed": layers}
+COMMANDS = {"adding": adding, "mnist": mnist, "speed": layers}
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,6 +5,7 @@ from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
 from .constraint import constrain_, constrain_after_step, recurrent_max_for
 from .layers import IndRNN, IndRNNCell
 from .ops import backend
+from .optim import parameter_groups
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "constrain_after_step",
     "functional",
     "init",
+    "parameter_groups",
     "recurrent_max_for",
 ]

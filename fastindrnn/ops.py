@@ -22,7 +22,7 @@ _library = torch.library.Library("fastindrnn", "DEF")
 for _schema in (
     f"scan(Tensor a, Tensor u, Tensor? h0, {_SEQUENCES}, {_CLIP}) -> (Tensor, Tensor)",
     "scan_backward(Tensor grad_h, Tensor? grad_h_n, Tensor h, Tensor u, Tensor? h0, "
-    f"{_SEQUENCES}, float? grad_clip) -> (Tensor, Tensor, Tensor)",
+    f"{_SEQUENCES}, float? grad_clip) -> (Tensor, Tensor, Tensor, Tensor)",
     f"indrnn(Tensor x, Tensor weight, Tensor? bias, Tensor u, Tensor? h0, {_SEQUENCES}, {_CLIP})"
     " -> (Tensor, Tensor)",
 ):
@@ -105,7 +105,7 @@ def _scan(a, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, grad_cli
     return h, _run_forward(a, u, h0, h, lengths, cu_seqlens, resets, nonlinearity, reverse)
 
 
-def _run_forward(a, u, h0, h, lengths, cu_seqlens, resets, nonlinearity, reverse):
+def _run_forward(a, u, h0, h, lengths, cu_seqlens, resets, nonlinearity, reverse, **options):
     return _kernels(a).scan_forward(
         a,
         u.contiguous(),
@@ -116,6 +116,7 @@ def _run_forward(a, u, h0, h, lengths, cu_seqlens, resets, nonlinearity, reverse
         lengths=lengths,
         cu_seqlens=cu_seqlens,
         resets=resets,
+        **options,
     )
 
 
@@ -146,12 +147,17 @@ def _scan_backward(
 def _scan_backward_fake(grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, *options):
     dtype = h.dtype if h0 is None else h0.dtype
     grad_h0 = h.new_empty(_batch(h, cu_seqlens), h.shape[-1], dtype=dtype)
-    return torch.empty_like(_channels_contiguous(h)), torch.empty_like(u), grad_h0
+    grad_b = h.new_empty(h.shape[-1])
+    return torch.empty_like(_channels_contiguous(h)), torch.empty_like(u), grad_h0, grad_b
 
 
 def _indrnn(x, weight, bias, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, *clip):
+    kernels, options = _kernels(x), {}
+    if kernels.ADDS_BIAS:
+        options["bias"], bias = bias, None
     a = _unflatten(torch.nn.functional.linear(_flatten(x, x), weight, bias), x)
-    return a, _run_forward(a, u, h0, a, lengths, cu_seqlens, resets, nonlinearity, reverse)
+    sequences = lengths, cu_seqlens, resets
+    return a, _run_forward(a, u, h0, a, *sequences, nonlinearity, reverse, **options)
 
 
 def _indrnn_fake(x, weight, bias, u, h0, lengths, cu_seqlens, *options):
@@ -212,8 +218,8 @@ def _first_gradients(saved, options, grad_h, grad_h_n):
     )
     if grad_clip is not None and mode == "result":
         grads = [grad.clamp(-grad_clip, grad_clip) for grad in grads]
-    grad_a, grad_u, grad_h0 = grads
-    return grad_a, grad_u, None if h0 is None else grad_h0
+    grad_a, grad_u, grad_h0, grad_b = grads
+    return grad_a, grad_u, None if h0 is None else grad_h0, grad_b
 
 
 def _scan_setup(ctx, inputs, output):
@@ -223,7 +229,8 @@ def _scan_setup(ctx, inputs, output):
 
 
 def _scan_gradient(ctx, grad_h, grad_h_n):
-    return *_first_gradients(ctx.saved_tensors, ctx.options, grad_h, grad_h_n), *[None] * 7
+    *grads, _ = _first_gradients(ctx.saved_tensors, ctx.options, grad_h, grad_h_n)
+    return *grads, *[None] * 7
 
 
 def _indrnn_setup(ctx, inputs, output):
@@ -234,7 +241,7 @@ def _indrnn_setup(ctx, inputs, output):
 
 def _indrnn_gradient(ctx, grad_h, grad_h_n):
     *saved, x, weight = ctx.saved_tensors
-    grad_a, grad_u, grad_h0 = _first_gradients(saved, ctx.options, grad_h, grad_h_n)
+    grad_a, grad_u, grad_h0, grad_b = _first_gradients(saved, ctx.options, grad_h, grad_h_n)
     rows = _flatten(grad_a, grad_a)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x = _unflatten(rows @ weight, grad_a) if needs_x else None
@@ -245,7 +252,7 @@ def _indrnn_gradient(ctx, grad_h, grad_h_n):
             padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
             x = x.masked_fill(padding[..., None], 0)
         grad_weight = rows.t() @ _flatten(x, grad_a)
-    grad_bias = rows.sum(0) if needs_bias else None
+    grad_bias = grad_b if needs_bias else None
     return grad_x, grad_weight, grad_bias, grad_u, grad_h0, *[None] * 7
 
 

@@ -3,7 +3,7 @@
 import torch
 
 
-def second_gradients(ctx, v_a, v_u, v_h0):
+def second_gradients(ctx, v_a, v_u, v_h0, v_b):
     """The gradient of `scan_backward`, written with itself.
 
     With v the gradients of its outputs, s_t the state that step t starts from (h_{t-1}, h0 at the
@@ -19,6 +19,7 @@ def second_gradients(ctx, v_a, v_u, v_h0):
     nonlinearity, reverse, grad_clip = ctx.options
     walk = _Walk(h, reverse, lengths, cu_seqlens, resets)
     v_a = torch.zeros_like(h) if v_a is None else v_a
+    v_a = v_a if v_b is None else v_a + v_b
     v_u = torch.zeros_like(u) if v_u is None else v_u
     v_0 = h.new_zeros(()) if v_h0 is None else v_h0.to(h.dtype)
     state_0 = h.new_zeros(()) if h0 is None else h0.to(h.dtype)

@@ -1,15 +1,15 @@
 """The recurrence on a CPU, forward and backward: loops compiled by numba.
 
-    forward   h_t = clamp(a_t + u * h_{t-1}, lo, hi)                      or tanh in place of the
-    clamp backward  d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c),  m_t = 1 where lo < h_t < hi,
-    else 0 (tanh: 1 - h_t^2) grad_a = d,  grad_u = sum of d_t * h_{t-1} over batch and time,
-    grad_h0 = u * d_1
+    forward   h_t = clamp(a_t + b + u * h_{t-1}, lo, hi), or tanh in place of the clamp
+    backward  d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c)
+              m_t = 1 where lo < h_t < hi, else 0; for tanh 1 - h_t^2
+              grad_a = d, grad_h0 = u * d_1, and over batch and time the sums
+              grad_u of d_t * h_{t-1}, grad_b of d_t
 
 Shapes: a, h, grad_h (B, T, N), or (total, N) with cu_seqlens; any strides of batch and time,
-channels contiguous. h may be a's own memory. Saves nothing: the backward reads m_t off the stored
-h.
-Floor: 2 reads or writes of an element forward (torch.relu has as many) and 3 backward, 2 to 6
-operations for each.
+channels contiguous. h may be a's own memory. Saves nothing: m_t is read off the stored h.
+Floor: 2 reads or writes of an element forward (torch.relu has as many) and 3 backward, with 2 to 6
+operations.
 
 A work item is a run of channels of one sequence. The loop over channels is the inner one and is
 vectorised; the state and u of a run stay in the first-level cache, and all other memory is touched
@@ -47,6 +47,8 @@ BOUNDS = {
     "relu6": (0.0, 6.0),
     "tanh": (-1.0, 1.0),
 }
+# The loop adds the bias for free; in the matrix product it would be one more pass over memory.
+ADDS_BIAS = True
 # Below this many elements a second thread costs more than it saves; torch's own operators use the
 # same number.
 _SERIAL = 32768
@@ -60,8 +62,8 @@ _AHEAD = 2048
 # What a loop is told, in C's layout: addresses, sizes, strides in elements, flags.
 _INTEGERS = [
     *("items", "blocks", "width", "T", "N", "reverse", "tanh"),
-    *("a", "a_b", "a_t", "h", "h_b", "h_t", "g", "g_b", "g_t", "u", "h0", "h_n", "grad_u"),
-    *("lengths", "cu_seqlens", "resets", "resets_b", "resets_t"),
+    *("a", "a_b", "a_t", "h", "h_b", "h_t", "g", "g_b", "g_t", "u", "bias", "h0", "h_n"),
+    *("lengths", "cu_seqlens", "resets", "resets_b", "resets_t", "grad_u", "grad_b"),
 ]
 _ARGUMENTS = np.dtype(
     [(name, np.int64) for name in _INTEGERS] + [(name, np.float64) for name in ("lo", "hi", "clip")]
@@ -203,6 +205,7 @@ def _forward(real):
             lead = _AHEAD // n + 1
             begin, length, rows = _extent(x, b)
             u = _row(x.u, n0, n, zero)
+            bias = _row(x.bias, n0, n, zero)
             if x.h0:
                 start = _row(x.h0, b * N + n0, n, zero)
                 for j in range(n):
@@ -219,10 +222,12 @@ def _forward(real):
                 a_row = _row(a, b * x.a_b + t * x.a_t + n0, n, zero)
                 if x.tanh:
                     for j in range(n):
-                        state[j] = _flush(np.tanh(a_row[j] + u[j] * state[j]), tiny)
+                        state[j] = _flush(np.tanh(a_row[j] + bias[j] + u[j] * state[j]), tiny)
                 else:
                     for j in range(n):
-                        state[j] = _flush(_clamp(a_row[j] + u[j] * state[j], lo, hi), tiny)
+                        state[j] = _flush(
+                            _clamp(a_row[j] + bias[j] + u[j] * state[j], lo, hi), tiny
+                        )
                 h_row = _row(h, b * x.h_b + t * x.h_t + n0, n, zero)
                 for j in range(n):
                     h_row[j] = state[j]
@@ -238,7 +243,7 @@ def _forward(real):
 
 
 def _backward(real):
-    """a is grad_a; grad_u (B, N) has a sum for each sequence, to be added in a fixed order.
+    """a is grad_a; grad_u, grad_b (B, N) have a sum for each sequence, to be added in fixed order.
 
     `message` is u * d_{t+1}, what reaches h_t from later steps: at first the gradient of h_n, at
     last that of h_0; h_n holds both.
@@ -250,7 +255,8 @@ def _backward(real):
         lo, hi, clip = real(x.lo), real(x.hi), real(x.clip)
         N, a, h, g = x.N, x.a, x.h, x.g
         d, message = np.empty(x.width, real), np.empty(x.width, real)
-        zeros, total = np.zeros(x.width, real), np.empty(x.width, real)
+        sum_u, sum_b = np.empty(x.width, real), np.empty(x.width, real)
+        zeros = np.zeros(x.width, real)
         first, last = _share(x.items)
         for item in range(first, last):
             b, n0 = item // x.blocks, item % x.blocks * x.width
@@ -260,7 +266,7 @@ def _backward(real):
             u = _row(x.u, n0, n, zero)
             message_0 = _row(x.h_n, b * N + n0, n, zero)
             for j in range(n):
-                message[j], total[j] = message_0[j], zero
+                message[j], sum_u[j], sum_b[j] = message_0[j], zero, zero
             for i in range(length - 1, -1, -1):
                 t, before = _time(x, begin, length, i), _time(x, begin, length, i - 1)
                 ahead = _time(x, begin, length, max(i - lead, 0))
@@ -285,7 +291,8 @@ def _backward(real):
                         d[j] = zero if outside else g_row[j] + message[j]
                 for j in range(n):
                     d[j] = _flush(_clamp(d[j], -clip, clip), tiny)
-                    total[j] += d[j] * previous[j]
+                    sum_u[j] += d[j] * previous[j]
+                    sum_b[j] += d[j]
                     message[j] = u[j] * d[j]
                 if reset:
                     message[:n] = zero
@@ -297,8 +304,9 @@ def _backward(real):
                 for j in range(n):
                     a_row[j] = zero
             grad_u = _row(x.grad_u, b * N + n0, n, zero)
+            grad_b = _row(x.grad_b, b * N + n0, n, zero)
             for j in range(n):
-                message_0[j], grad_u[j] = message[j], total[j]
+                message_0[j], grad_u[j], grad_b[j] = message[j], sum_u[j], sum_b[j]
 
     return backward
 
@@ -314,6 +322,7 @@ def scan_forward(
     lengths=None,  # [B] int64
     cu_seqlens=None,  # [B + 1] int64
     resets=None,  # [B, T] or [total] bool
+    bias=None,  # [N], is added to a
 ):
     """Writes h, returns h_n [B, N] of a's dtype. Half precision is computed in float32."""
     dtype = _state_dtype(a)
@@ -322,7 +331,8 @@ def scan_forward(
     B, N = _batch(h, cu_seqlens), h.shape[-1]
     h_n = a.new_empty(B, N, dtype=dtype)
     rows = {"a": work, "h": out}
-    states = {"u": u.to(dtype), "h_n": h_n}
+    bias = h_n.new_zeros(N) if bias is None else bias.to(dtype)
+    states = {"u": u.to(dtype), "bias": bias, "h_n": h_n}
     if h0 is not None:
         states["h0"] = h0.to(dtype)
     sequences = {"lengths": lengths, "cu_seqlens": cu_seqlens, "resets": resets}
@@ -346,23 +356,25 @@ def scan_backward(
     resets=None,  # [B, T] or [total] bool
     grad_clip=None,
 ):
-    """Returns grad_a like h, grad_u [N] of u's dtype, grad_h0 [B, N] of h0's dtype, else h's."""
+    """Returns grad_a like h, grad_u [N] of u's dtype, grad_h0 [B, N] of h0's dtype, else h's, and
+    grad_b [N] of h's dtype: the sum of grad_a over batch and time."""
     dtype = _state_dtype(h)
     B, N = _batch(h, cu_seqlens), h.shape[-1]
     grad_a = torch.empty_like(h, dtype=dtype)
-    partial = h.new_empty(B, N, dtype=dtype)
+    sum_u, sum_b = h.new_empty(2, B, N, dtype=dtype)
     # The gradient of h_n on the way in, that of h0 on the way out.
-    message = torch.zeros_like(partial) if grad_h_n is None else grad_h_n.to(dtype, copy=True)
+    message = torch.zeros_like(sum_u) if grad_h_n is None else grad_h_n.to(dtype, copy=True)
     rows = {"a": grad_a, "h": h.to(dtype), "g": grad_h.to(dtype)}
-    states = {"u": u.to(dtype), "h_n": message, "grad_u": partial}
+    states = {"u": u.to(dtype), "h_n": message, "grad_u": sum_u, "grad_b": sum_b}
     if h0 is not None:
         states["h0"] = h0.to(dtype)
     sequences = {"lengths": lengths, "cu_seqlens": cu_seqlens, "resets": resets}
     _run(_backward, rows, states, sequences, nonlinearity, reverse, grad_clip)
     return (
         grad_a.to(h.dtype),
-        partial.sum(0).to(u.dtype),
+        sum_u.sum(0).to(u.dtype),
         message.to(h.dtype if h0 is None else h0.dtype),
+        sum_b.sum(0).to(h.dtype),
     )
 
 
@@ -386,7 +398,9 @@ def _run(make, rows, states, sequences, nonlinearity, reverse, grad_clip=None):
     if all(x is None for x in sequences.values()) and all(x.stride(0) == N for x in rows.values()):
         # Time first, all of one length: one sequence of B * N channels, in longer rows of memory.
         rows = {k: x.transpose(0, 1).view(1, x.shape[1], B * N) for k, x in rows.items()}
-        states = {k: x.repeat(B) if k == "u" else x.view(1, -1) for k, x in states.items()}
+        states = {
+            k: x.repeat(B) if k in ("u", "bias") else x.view(1, -1) for k, x in states.items()
+        }
         B, N = 1, B * N
     h = rows["h"]
     arguments = np.zeros(1, _ARGUMENTS)

@@ -22,6 +22,9 @@ BOUNDS = {
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 
 
+ADDS_BIAS = False  # the matrix product does, in its epilogue
+
+
 class Plan(NamedTuple):
     """How a scan is cut: chunks of time, rows in flight, channels of a program."""
 
@@ -121,7 +124,8 @@ def scan_backward(
     rows=None,
     block_n=None,
 ):
-    """The gradients (grad_a, grad_u, grad_h0) of `scan_forward`, from the h that it stored.
+    """The gradients (grad_a, grad_u, grad_h0) of `scan_forward`, from the h that it stored, and
+    grad_b (N,), the sum of grad_a over batch and time.
 
     grad_h: like h. grad_h_n: (B, N), or None for zeros. grad_clip: the bound of every message, or
     None. The rest as in `scan_forward`. grad_a is like h, grad_u like u, and grad_h0 (B, N) of h0's
@@ -164,7 +168,8 @@ def scan_backward(
             **walk,
             **OPTIONS,
         )
-    return grad_a, grad_u.sum((0, 1)).to(u.dtype), grad_h0
+    grad_b = grad_a.flatten(0, -2).sum(0)
+    return grad_a, grad_u.sum((0, 1)).to(u.dtype), grad_h0, grad_b
 
 
 def _chunk_starts(B, walk, p, h, u, given, first, clip):

@@ -88,7 +88,8 @@ def _double(x):
 
 
 def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **options):
-    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) in a plain loop: grad_a, grad_u, grad_h0."""
+    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) in a plain loop: grad_a, grad_u, grad_h0, and
+    grad_b, the sum of grad_a."""
     cu_seqlens, lengths = options.get("cu_seqlens"), options.get("lengths")
     resets, kind = options.get("resets"), options["nonlinearity"]
     bounds = None if cu_seqlens is None else cu_seqlens.tolist()
@@ -124,7 +125,7 @@ def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **option
                 message, previous = torch.zeros_like(message), torch.zeros_like(previous)
             grad_u += total * previous
         grad_h0[b] = message
-    return grad_a, grad_u, grad_h0
+    return grad_a, grad_u, grad_h0, grad_a.flatten(0, -2).sum(0)
 
 
 def check_scan(case, forward, backward, **launch):
@@ -145,7 +146,7 @@ def check_scan(case, forward, backward, **launch):
     double = [_double(x) for x in (g, grad_h_n, h, u, h0)]
     expected = gradients_by_formula(*double, **options, **clip)
     loop = gradients_by_formula(g, grad_h_n, h, u, h0, **options, **clip)
-    names = ("grad_a", "grad_u", "grad_h0")
+    names = ("grad_a", "grad_u", "grad_h0", "grad_b")
     for what, *three in zip(names, actual, expected, loop, strict=True):
         assert three[0].dtype == case.dtype
         assert_close_to_reference(*three, what=what)

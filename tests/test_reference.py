@@ -55,4 +55,4 @@ def test_formula_of_the_gradient(case):
     by_autograd = torch.autograd.grad(loss, wanted, materialize_grads=True)
     detached = [None if x is None else x.detach() for x in (grad_h, grad_h_n, h, u, h0)]
     by_formula = gradients_by_formula(*detached, **options, grad_clip=case.grad_clip)
-    torch.testing.assert_close(by_formula, by_autograd, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(by_formula[:3], by_autograd, rtol=1e-12, atol=1e-12)

@@ -114,7 +114,7 @@ def test_nan_message_stays_until_a_bound_stops_it(grad_clip, chunks):
     grad_h[0, 37] = torch.nan
     u = torch.tensor([0.0, 1e-9, -1e-9, 1.0, 1e25])
     options = {"grad_clip": grad_clip, "chunks": chunks, "rows": 4}
-    grad_a, _, grad_h0 = backward(grad_h, None, h, u, None, **options)
+    grad_a, _, grad_h0, _ = backward(grad_h, None, h, u, None, **options)
     assert grad_a[0, 10:38].isnan().all()
     assert (grad_a[0, :10] == 0).all()
     assert (grad_a[0, 38:] == 0).all()

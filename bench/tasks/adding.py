@@ -5,19 +5,16 @@ sum of the two. Always answering 1 gives a mean squared error of 1/6. The settin
 Li et al. 2018 (arXiv 1803.04831) and of the authors' Theano code: `SETTINGS` and `make_indrnn`.
 """
 
-import argparse
 import math
 import statistics
-import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from bench import arguments
-from bench.arguments import UserError
 from bench.environment import describe, write_json
+from bench.tasks import settings as shared
 from bench.tasks import training
 from bench.tasks.training import Learner
 from fastindrnn import IndRNN, constrain_, constrain_after_step, init, recurrent_max_for
@@ -47,29 +44,24 @@ MAY_CHANGE = {"steps", "target", "log_every", "baseline_steps", "keep_going", "b
 
 
 def add_arguments(parser):
-    for name, (default, parse, meaning) in SETTINGS.items():
-        shown = meaning if default is None else f"{meaning} (default: {default:g})"
-        parser.add_argument(f"--{name}", type=parse, default=argparse.SUPPRESS, help=shown)
-    either = argparse.BooleanOptionalAction
-    for name, meaning in FLAGS.items():
-        parser.add_argument(f"--{name}", action=either, default=argparse.SUPPRESS, help=meaning)
-    results = parser.add_mutually_exclusive_group()
-    results.add_argument("--out", type=Path, metavar="DIR", help="default: runs/adding-...")
-    results.add_argument("--resume", type=Path, metavar="DIR", help="go on with a stopped run")
+    shared.add_arguments(parser, "adding", SETTINGS, FLAGS)
 
 
 def run(args):
-    checkpoint = training.load_checkpoint(args.resume / "checkpoint.pt") if args.resume else None
+    checkpoint = args.resume and training.load_checkpoint(args.resume / "checkpoint.pt", "adding")
     settings = merge_settings(vars(args), checkpoint)
-    folder = args.resume or new_folder(args.out, settings)
+    folder = args.resume or shared.new_folder(args.out, f"adding-T{settings['length']}")
     print(f"adding problem, T = {settings['length']}, on {settings['device']}; results in {folder}")
     names = ["IndRNN", "LSTM", "IRNN"] if settings["baselines"] else ["IndRNN"]
     learners = [make_learner(name, settings) for name in names]
     if checkpoint:
-        restore(learners, checkpoint, settings["target"])
+        training.restore(learners, checkpoint)
+        if settings["target"] != checkpoint["settings"]["target"]:
+            for learner in learners:
+                learner.reached = None
 
     def save():
-        training.save_checkpoint(folder / "checkpoint.pt", settings, learners)
+        training.save_checkpoint(folder / "checkpoint.pt", "adding", settings, learners)
         write_json(folder / "report.json", report(settings, learners))
 
     with training.stop_requests() as stop:
@@ -106,52 +98,10 @@ def learning_rate(settings, step):
 
 
 def merge_settings(given, checkpoint):
-    """Defaults, under the settings of the resumed run, under what was given."""
-    settings = {name.replace("-", "_"): default for name, (default, _, _) in SETTINGS.items()}
-    settings |= {name.replace("-", "_"): False for name in FLAGS}
-    settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    given = {name: value for name, value in given.items() if name in settings}
-    if checkpoint:
-        settings |= checkpoint["settings"]
-        for name, value in given.items():
-            if name not in MAY_CHANGE and value != settings[name]:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} {value}: the run to resume has {settings[name]}")
-        try:
-            arguments.device(settings["device"])
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"the run to resume needs its device: {error}") from None
-    settings |= given
+    """As `shared.merge`; lines are printed where losses are read."""
+    settings = shared.merge(SETTINGS, FLAGS, MAY_CHANGE, given, checkpoint)
     settings["log_every"] = training.FLUSH * math.ceil(settings["log_every"] / training.FLUSH)
     return settings
-
-
-def new_folder(folder, settings):
-    """The folder for the results, made if need be; it must not hold another run."""
-    name = f"adding-T{settings['length']}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = folder or Path("runs") / name
-    if (folder / "checkpoint.pt").exists():
-        raise UserError(f"{folder} already holds a run; --resume {folder} goes on with it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    return folder
-
-
-def restore(learners, checkpoint, target):
-    """Puts the learners where the checkpoint left them; those that it does not hold start anew."""
-    for learner in learners:
-        if learner.name not in checkpoint["learners"]:
-            continue
-        try:
-            learner.load_state_dict(checkpoint["learners"][learner.name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the checkpoint does not fit the model: {reason}") from None
-        if target != checkpoint["settings"]["target"]:
-            learner.reached = None
-    torch.set_rng_state(checkpoint["random_state"])
 
 
 def make_batch(size, length, generator):

@@ -33,12 +33,16 @@ except ModuleNotFoundError:
         def update(self, steps):
             pass
 
+        def set_postfix_str(self, text, refresh):
+            pass
+
 
 @dataclass
 class Learner:
     """One model with all that its training needs, and what the training has shown so far."""
 
     RECORD: ClassVar = ("losses", "step_seconds", "seconds", "reached", "outcome")
+    SERIES: ClassVar = ("losses",)  # the lists that get what each step's loss_of_step returns
 
     name: str
     model: nn.Module
@@ -60,6 +64,10 @@ class Learner:
         """Mean loss of the last WINDOW steps before `step` (default: all that were made)."""
         step = self.step if step is None else step
         return statistics.fmean(self.losses[max(0, step - WINDOW) : step]) if step else math.nan
+
+    def figures(self):
+        """What the last steps have shown, for a line of progress."""
+        return f"MSE {self.losses[-1]:.5f}  mean of last {WINDOW} {self.running_loss():.5f}"
 
     def state_dict(self):
         state = {name: getattr(self, name) for name in self.RECORD}
@@ -95,11 +103,23 @@ def stop_requests():
 
 
 def train(
-    learner, loss_of_step, *, steps, learning_rate, target, stop_at_target, log_every, save, stop
+    learner,
+    loss_of_step,
+    *,
+    steps,
+    learning_rate,
+    log_every,
+    save,
+    stop,
+    target=-math.inf,
+    stop_at_target=False,
+    save_every=None,
 ):
     """Trains until `steps`, the target, a loss that is not finite, or `stop` is not empty.
 
-    loss_of_step(model, generator) -> loss; learning_rate(step) -> float; save(), once a minute.
+    loss_of_step(model, generator) -> the loss, or with what else is to be recorded: a tuple of
+    scalars, one for each of the learner's SERIES; learning_rate(step) -> float; save(), once a
+    minute, or at each multiple of `save_every`, itself one of FLUSH.
     """
     pending, saved = [], time.monotonic()
 
@@ -107,10 +127,13 @@ def train(
         nonlocal began
         if not pending:
             return
-        learner.losses += torch.stack(pending).tolist()
+        rows = torch.stack(pending).tolist()
+        for name, values in zip(learner.SERIES, zip(*rows, strict=True), strict=True):
+            getattr(learner, name).extend(values)
         elapsed = time.perf_counter() - began
         learner.seconds += elapsed
         learner.step_seconds.append(elapsed / len(pending))
+        bar.set_postfix_str(learner.figures(), refresh=False)
         bar.update(len(pending))
         pending.clear()
         began = time.perf_counter()
@@ -126,10 +149,11 @@ def train(
             for group in learner.optimizer.param_groups:
                 group["lr"] = learning_rate(learner.step + len(pending))
             learner.optimizer.zero_grad()
-            loss = loss_of_step(learner.model, learner.generator)
-            loss.backward()
+            made = loss_of_step(learner.model, learner.generator)
+            made = made if isinstance(made, tuple) else (made,)
+            made[0].backward()
             learner.optimizer.step()
-            pending.append(loss.detach())
+            pending.append(torch.stack([value.detach() for value in made]))
             if (learner.step + len(pending)) % FLUSH:
                 continue
             read_losses()
@@ -144,7 +168,8 @@ def train(
             if below and stop_at_target:
                 learner.outcome = "target reached"
                 break
-            if time.monotonic() - saved > 60:
+            late = time.monotonic() - saved > 60
+            if late if save_every is None else learner.step % save_every == 0:
                 save()
                 saved = time.monotonic()
                 began = time.perf_counter()
@@ -154,22 +179,38 @@ def train(
 def progress_line(learner):
     milliseconds = 1e3 * statistics.median(learner.step_seconds)
     return (
-        f"{learner.name:<8} step {learner.step:>6}  MSE {learner.losses[-1]:.5f}  "
-        f"mean of last {WINDOW} {learner.running_loss():.5f}  {milliseconds:.1f} ms/step"
+        f"{learner.name:<8} step {learner.step:>6}  {learner.figures()}  {milliseconds:.1f} ms/step"
     )
 
 
-def save_checkpoint(path, settings, learners):
+def save_checkpoint(path, task, settings, learners):
     content = {
         "format": 1,
+        "task": task,
         "settings": settings,
         "learners": {learner.name: learner.state_dict() for learner in learners},
         "random_state": torch.get_rng_state(),
+        "cuda_random_states": torch.cuda.get_rng_state_all(),
     }
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def load_checkpoint(path):
+def restore(learners, checkpoint):
+    """Puts the learners where the checkpoint left them; those that it does not hold start anew."""
+    for learner in learners:
+        if learner.name not in checkpoint["learners"]:
+            continue
+        try:
+            learner.load_state_dict(checkpoint["learners"][learner.name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint does not fit the model: {reason}") from None
+    torch.set_rng_state(checkpoint["random_state"])
+    for index, state in enumerate(checkpoint["cuda_random_states"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, index)
+
+
+def load_checkpoint(path, task):
     """The content of a checkpoint, or a UserError that says what is wrong with the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -180,17 +221,16 @@ def load_checkpoint(path):
         raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
     if not isinstance(content, dict) or content.get("format") != 1:
         raise UserError(f"{path} is not a checkpoint of this version of the benchmark")
+    if content.get("task") != task:
+        raise UserError(f"{path} is of python -m bench {content.get('task')}, not of {task}")
     return content
 
 
 def draw_curves(path, title, learners, chance):
     """Running loss against steps for every learner, and the loss of a constant answer, as a PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        print("no plot: matplotlib is not installed", file=sys.stderr)
+    figure = new_figure()
+    if figure is None:
         return
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for learner in (learner for learner in learners if learner.step):
         steps = range(FLUSH, learner.step + 1, FLUSH)
@@ -204,3 +244,13 @@ def draw_curves(path, title, learners, chance):
     axes.grid(alpha=0.3)
     axes.legend()
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
+
+
+def new_figure():
+    """An empty figure; None, and a line that says so, where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+        return None
+    return Figure(figsize=(8, 4.5), layout="constrained")

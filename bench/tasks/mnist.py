@@ -1,0 +1,219 @@
+"""Train an IndRNN on MNIST read pixel by pixel, in order or permuted.
+
+784 steps of one pixel each, then the digit. The settings are those of the authors' PyTorch code
+(Li et al. 2019, arXiv 1910.06251): pixels in [-1, 1); Adam with weight decay on matrices alone;
+gradients of parameters clipped elementwise; |u| <= gamma^(1/T); norm after the nonlinearity;
+dropout with one mask over time after every recurrence. Three things differ: the learning rate is
+constant (theirs falls on a plateau, which takes dozens of epochs), the scales of norms do not
+decay, and an epoch has all of its batches (theirs 1,700 of 1,782). Validation is on the last
+twentieth of the training file, 3,000 images; training on the 57,000 before them.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bench import arguments
+from bench.arguments import UserError
+from bench.environment import describe, write_json
+from bench.tasks import idx, training
+from bench.tasks import settings as shared
+from bench.tasks.mnist_model import make_learner
+from bench.tasks.mnist_report import authors_log, draw, finite, parameters_line, report
+
+EVALUATION_BATCH = 250
+
+
+def probability(word):
+    """An `argparse` type: a number from 0 to 1."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{word!r} must be a probability from 0 to 1")
+    return value
+
+
+SETTINGS = {  # name: (default, type, help)
+    "data": (None, Path, f"folder with the four idx files (default: the variable {idx.VARIABLE})"),
+    "model": ("plain", ("plain", "residual", "dense"), "stack"),
+    "layers": (None, arguments.integer(1), "plain: recurrences, 6; residual: blocks of two, 5"),
+    "hidden": (128, arguments.integer(1), "neurons of a layer; dense: 8 times the growth"),
+    "epochs": (2, arguments.integer(1), "passes through the training images"),
+    "batch": (32, arguments.integer(1), "images per step"),
+    "seed": (0, arguments.integer(0), "of the initial weights, the order of images and dropout"),
+    "permutation-seed": (0, arguments.integer(0), "of the order of pixels with --permuted"),
+    "lr": (2e-4, arguments.positive, "learning rate of Adam, constant"),
+    "dropout": (0.1, probability, "after each recurrence"),
+    "gamma": (5.0, arguments.positive, "growth of a state over all steps at most, at least 1"),
+    "device": (None, arguments.device, "where to train (default: cuda if there is one, else cpu)"),
+    "threads": (None, arguments.integer(1), "of PyTorch on the CPU (default: its own choice)"),
+    "limit-train": (None, arguments.integer(1), "train on the first so many images only"),
+    "log-every": (100, arguments.integer(1), "steps between two lines; a multiple of 10"),
+    "save-every": (200, arguments.integer(1), "steps between two checkpoints; a multiple of 10"),
+}
+FLAGS = {"permuted": "the pixels in one random order, the same for all images"}
+MAY_CHANGE = {"data", "epochs", "threads", "log_every", "save_every"}
+LAYERS = {"plain": 6, "residual": 5, "dense": 18}
+
+
+def add_arguments(parser):
+    shared.add_arguments(parser, "mnist", SETTINGS, FLAGS)
+
+
+def run(args):
+    checkpoint = args.resume and training.load_checkpoint(args.resume / "checkpoint.pt", "mnist")
+    settings = merge_settings(vars(args), checkpoint)
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    data, hashes = load_data(settings)
+    if checkpoint and checkpoint["settings"]["hashes"] != hashes:
+        raise UserError(f"{settings['data']} holds other images than the run to resume has seen")
+    settings["hashes"] = hashes
+    learner = make_learner(settings, data["train"][0].shape[1])
+    name = f"mnist-{settings['model']}{settings['layers']}"
+    folder = args.resume or shared.new_folder(
+        args.out, name + ("-permuted" if settings["permuted"] else "")
+    )
+    if checkpoint:
+        training.restore([learner], checkpoint)
+    kind = "permuted" if settings["permuted"] else "sequential"
+    counts = ", ".join(f"{len(labels)} {part}" for part, (_, labels) in data.items())
+    print(f"{kind} MNIST, {learner.name}, {parameters_line(settings, learner)}; images: {counts}")
+    print(f"on {describe(settings['device'])['device_name']}; results in {folder}")
+    test = None
+
+    def save():
+        training.save_checkpoint(folder / "checkpoint.pt", "mnist", settings, [learner])
+        write_json(folder / "report.json", report(settings, learner, data, test))
+
+    with training.stop_requests() as stop:
+        while len(learner.validations) < settings["epochs"]:
+            train_epoch(learner, settings, data["train"], save, stop)
+            if stop or learner.outcome == "diverged":
+                break
+            validate(learner, settings, data["validation"])
+            save()
+        if not stop and learner.outcome != "diverged":
+            test = evaluate(learner.model, *data["test"])
+            print(f"test: accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f}, last weights")
+        save()
+        draw(folder / "curves.png", settings, learner, data)
+    if stop:
+        print(f"stopped; to go on: python -m bench mnist --resume {folder}")
+        return 130
+    if learner.outcome == "diverged":
+        print(f"the loss is not finite after step {learner.step}", file=sys.stderr)
+        return 1
+    print(f"curves.png, report.json and checkpoint.pt are in {folder}")
+    return 0
+
+
+def merge_settings(given, checkpoint):
+    settings = shared.merge(SETTINGS, FLAGS, MAY_CHANGE, given, checkpoint)
+    if settings["model"] == "dense" and "layers" in given:
+        raise UserError("--layers: the dense model has blocks of 8, 6 and 4, always")
+    if settings["model"] == "dense" and settings["hidden"] % 8:
+        raise UserError(f"--hidden {settings['hidden']}: must be a multiple of 8 with dense")
+    if settings["gamma"] < 1:
+        raise UserError(f"--gamma {settings['gamma']:g}: must be at least 1")
+    settings["layers"] = settings["layers"] or LAYERS[settings["model"]]
+    settings["data"] = settings["data"] and str(Path(settings["data"]).resolve())
+    for name in ("log_every", "save_every"):
+        settings[name] = training.FLUSH * math.ceil(settings[name] / training.FLUSH)
+    return settings
+
+
+def load_data(settings):
+    """{"train", "validation", "test": (images as bytes, pixels in the order of reading; labels)},
+    and the hashes of the files."""
+    sets, hashes = idx.load(settings["data"])
+    images, labels = sets["train"]
+    if settings["permuted"]:
+        generator = torch.Generator().manual_seed(settings["permutation_seed"])
+        order = torch.randperm(images.shape[1], generator=generator)
+        images, sets["t10k"] = images[:, order], (sets["t10k"][0][:, order], sets["t10k"][1])
+    held_out = len(images) // 20
+    if held_out == 0:
+        raise UserError(f"{len(images)} training images are too few: a twentieth is to validate on")
+    limit = min(settings["limit_train"] or len(images), len(images) - held_out)
+    data = {
+        "train": (images[:limit], labels[:limit]),
+        "validation": (images[-held_out:], labels[-held_out:]),
+        "test": sets["t10k"],
+    }
+    device = settings["device"]
+    return {
+        part: tuple(tensor.to(device) for tensor in pair) for part, pair in data.items()
+    }, hashes
+
+
+def pixels(images):
+    """Bytes to [-1, 1)."""
+    return images.float().div_(128).sub_(1)
+
+
+def train_epoch(learner, settings, data, save, stop):
+    """The rest of the epoch in which the learner is."""
+    images, labels = data
+    per_epoch = math.ceil(len(images) / settings["batch"])
+    epoch = len(learner.validations)
+    # The order depends on seed and epoch alone, so that a resumed run finds its place in it.
+    learner.generator.manual_seed(settings["seed"] * 1_000_003 + epoch)
+    order = torch.randperm(len(images), generator=learner.generator).to(images.device)
+    rest = iter(order.split(settings["batch"])[learner.step - epoch * per_epoch :])
+
+    def loss_of_step(model, generator):
+        chosen = next(rest)
+        answers = labels[chosen]
+        logits = model(pixels(images[chosen]))
+        right = (logits.argmax(1) == answers).float().mean()
+        return nn.functional.cross_entropy(logits, answers), right
+
+    learner.model.train()
+    training.train(
+        learner,
+        loss_of_step,
+        steps=(epoch + 1) * per_epoch,
+        learning_rate=lambda step: settings["lr"],
+        log_every=settings["log_every"],
+        save=save,
+        save_every=settings["save_every"],
+        stop=stop,
+    )
+
+
+@torch.no_grad()
+def evaluate(model, images, labels):
+    """Accuracy and mean loss, with running statistics and without dropout."""
+    model.eval()
+    loss = right = 0.0
+    for some, answers in zip(
+        images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+    ):
+        logits = model(pixels(some))
+        loss += nn.functional.cross_entropy(logits, answers, reduction="sum").item()
+        right += (logits.argmax(1) == answers).sum().item()
+    return {
+        "images": len(labels),
+        "accuracy": right / len(labels),
+        "loss": finite(loss / len(labels)),
+    }
+
+
+def validate(learner, settings, data):
+    """Adds a line to the learner's validations, and prints it beside the authors' log."""
+    epoch = len(learner.validations) + 1
+    result = evaluate(learner.model, *data)
+    log = authors_log(settings).get(epoch)
+    learner.validations.append({"epoch": epoch, "step": learner.step, **result, "authors": log})
+    beside = "" if log is None else f" (the authors' log: {log:.1f} %)"
+    print(
+        f"epoch {epoch}: validation {100 * result['accuracy']:.2f} %{beside}, "
+        f"loss {result['loss']:.4f}, {learner.seconds / epoch:.0f} s per epoch"
+    )

@@ -1,0 +1,50 @@
+"""What an optimiser is given: which parameters decay."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+# The package's own norms are subclasses of these, or hold nothing but vectors.
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters of `module` in two groups for a `torch.optim` optimiser: with weight decay,
+    and without.
+
+    Without are the recurrent vectors u, biases, the scale and shift of norms, and any other vector:
+    decay would pull u towards 0, which is the network's memory. Matrices decay, also the recurrent
+    one of an `nn.RNN`. Li et al. 2019, arXiv 1910.06251, and the authors' code.
+
+    Args:
+        module: with any layers in it, not only this package's.
+        weight_decay: of the first group, at least 0.
+
+    Returns:
+        [{"params": ..., "weight_decay": weight_decay}, {"params": ..., "weight_decay": 0.0}]; each
+        parameter is in one of them, once.
+
+    Raises:
+        ValueError: weight_decay is negative or not a number.
+
+    Example:
+        >>> rnn = IndRNN(10, 20, norm="batch")
+        >>> optimizer = torch.optim.Adam(parameter_groups(rnn, 1e-4), lr=2e-4)
+    """
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be at least 0, but is {weight_decay}")
+    norms = {
+        id(parameter)
+        for part in module.modules()
+        if isinstance(part, _NORMS)
+        for parameter in part.parameters(recurse=False)
+    }
+    decayed, kept = [], []
+    for parameter in module.parameters():  # a shared one comes once
+        is_matrix = parameter.dim() > 1 and id(parameter) not in norms
+        (decayed if is_matrix else kept).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,261 @@
+"""Every stack against loops over sequences, steps and layers, written from the papers."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
+
+from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN
+
+
+def recurrence(rows, u, reverse):
+    state, out = torch.zeros_like(u), [None] * len(rows)
+    for t in reversed(range(len(rows))) if reverse else range(len(rows)):
+        state = out[t] = torch.relu(rows[t] + u * state)
+    return torch.stack(out) if out else rows.clone(), state
+
+
+def normalize(norm, pieces, training):
+    """pieces: one (steps, features) for each sequence."""
+    if norm is None:
+        return pieces
+    if isinstance(norm, nn.LayerNorm):
+        return [
+            (x - x.mean(-1, keepdim=True)) / (x.var(-1, False, keepdim=True) + norm.eps).sqrt()
+            * norm.weight + norm.bias
+            for x in pieces
+        ]  # fmt: skip
+
+    def affine(x, mean, var):
+        return (x - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+
+    if isinstance(norm, nn.BatchNorm1d):
+        rows = torch.cat(pieces)
+        mean, var = rows.mean(0), rows.var(0, False)
+        if not training:
+            mean, var = norm.running_mean, norm.running_var
+        return [affine(x, mean, var) for x in pieces]
+    out = [torch.empty_like(x) for x in pieces]
+    for t in range(max(len(x) for x in pieces)):
+        rows = torch.stack([x[t] for x in pieces if t < len(x)])
+        mean, var = rows.mean(0), rows.var(0, False)
+        if not training:
+            mean, var = norm.running_mean[t], norm.running_var[t]
+        for x, y in zip(pieces, out, strict=True):
+            if t < len(x):
+                y[t] = affine(x[t], mean, var)
+    return out
+
+
+class Naive:
+    """A stack's definition over a list of sequences. Dropout draws as the stack does, in order."""
+
+    def __init__(self, module, pieces):
+        self.module, self.pieces, self.ends = module, pieces, []
+
+    def drop(self, pieces, p):
+        if not self.module.training or p == 0:
+            return pieces
+        mask = nn.functional.dropout(torch.ones(len(pieces), pieces[0].shape[1]).double(), p)
+        return [x * m for x, m in zip(pieces, mask, strict=True)]
+
+    def unit(self, pieces, weight, bias, u, norm, position, dropout, reverse):
+        training = self.module.training
+        if weight is not None:
+            pieces = [x @ weight.T + (0 if bias is None else bias) for x in pieces]
+        if position == "before":
+            pieces = normalize(norm, pieces, training)
+        pieces, ends = zip(*[recurrence(x, u, reverse) for x in pieces], strict=True)
+        self.ends.append(torch.stack(ends))
+        if position == "after":
+            pieces = normalize(norm, pieces, training)
+        return self.drop(pieces, dropout)
+
+    def of(self, unit, pieces, reverse):
+        parts = unit.weight_ih, unit.bias_ih, unit.weight_hh, unit.norm, unit.norm_position
+        return self.unit(pieces, *parts, unit.dropout, reverse)
+
+    def run(self, module, pieces, reverse=False):
+        if isinstance(module, IndRNN):
+            for layer in range(module.num_layers):
+                sides = []
+                for side in ["", "_reverse"][: 2 if module.bidirectional else 1]:
+                    end = f"_l{layer}{side}"
+                    names = [f"weight_ih{end}", f"bias_ih{end}", f"weight_hh{end}", f"norm{end}"]
+                    parts = [getattr(module, name, None) for name in names]
+                    backwards = reverse != bool(side)
+                    sides.append(self.unit(pieces, *parts, module.norm_position, 0, backwards))
+                pieces = [torch.cat(x, -1) for x in zip(*sides, strict=True)]
+                if layer < module.num_layers - 1:
+                    pieces = self.drop(pieces, module.dropout)
+            return pieces
+        if isinstance(module, ResidualIndRNN):
+
+            def linear(weight, pieces):
+                return [nn.functional.linear(x, weight.weight, weight.bias) for x in pieces]
+
+            stream = linear(module.input, pieces)
+            for block in module.blocks:
+                inner = self.of(block["first"], stream, reverse)
+                inner = linear(block["output"], self.of(block["second"], inner, reverse))
+                stream = [x + y for x, y in zip(stream, inner, strict=True)]
+            return self.of(module.last, stream, reverse)
+        if isinstance(module, DenseIndRNN):
+            pieces = self.of(module.first, pieces, reverse)
+            for block in module.blocks:
+                for pair in block["dense"]:
+                    new = self.of(pair["bottleneck"], pieces, reverse)
+                    new = self.of(pair["layer"], new, reverse)
+                    pieces = [torch.cat(x, -1) for x in zip(pieces, new, strict=True)]
+                pieces = self.of(block["transition"], pieces, reverse)
+            return pieces
+        forwards = self.run(module.forwards, pieces, reverse)
+        backwards = self.run(module.backwards, pieces, not reverse)
+        return [torch.cat(x, -1) for x in zip(forwards, backwards, strict=True)]
+
+
+def make(kind, directions, norm, dropout, bias):
+    position = "before" if norm and norm.startswith("before ") else "after"
+    norm = norm and norm.removeprefix("before ")
+    options = {
+        "norm": norm,
+        "norm_position": position,
+        "norm_steps": 9 if norm == "batch_per_step" else None,
+        "dropout": dropout,
+        "bias": bias,
+    }
+    if kind == "layers":
+        return IndRNN(4, 5, 2, bidirectional=directions == 2, **options)
+
+    def factory():
+        if kind == "residual":
+            return ResidualIndRNN(4, 5, 1, **options)
+        return DenseIndRNN(4, 2, (2, 1), **options)
+
+    return factory() if directions == 1 else Bidirectional(factory)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["layers", "residual", "dense"]),
+    directions=st.sampled_from([1, 2]),
+    form=st.sampled_from(["padded", "lengths", "packed"]),
+    norm=st.sampled_from(
+        [None, "batch", "before batch", "batch_per_step", "before batch_per_step", "layer"]
+    ),
+    dropout=st.sampled_from([0.0, 0.3]),
+    bias=st.booleans(),
+    training=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    lengths=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    seed=st.integers(0, 2**31),
+)
+def test_against_loops(kind, directions, form, norm, dropout, bias, training, dtype, lengths, seed):
+    torch.manual_seed(seed)
+    module = make(kind, directions, norm, dropout, bias).double()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.uniform_(-1, 1) if "weight_hh" in name else parameter.add_(
+                torch.randn_like(parameter) * 0.1
+            )
+        for name, buffer in module.named_buffers():
+            if "running" in name:
+                buffer.uniform_(0.5, 1.5)
+    module.train(training)
+    if form == "padded":
+        lengths = [lengths[0]] * len(lengths)
+    pieces = [torch.randn(n, 4, dtype=torch.float64) for n in lengths]
+    naive = Naive(module, pieces)
+    torch.manual_seed(seed)
+    expected = naive.run(module, pieces)
+    ends = torch.cat(naive.ends, -1)
+
+    module, pieces = module.to(dtype), [x.to(dtype) for x in pieces]
+    torch.manual_seed(seed)
+    if form == "packed":
+        packed, h_n = module(pack_sequence(pieces, enforce_sorted=False))
+        output = pad_packed_sequence(packed)[0]
+    elif form == "lengths":
+        padded = pad_sequence(pieces, padding_value=torch.nan)
+        output, h_n = module(padded, lengths=torch.tensor(lengths))
+    else:
+        output, h_n = module(torch.stack(pieces, 1))
+    actual = torch.cat([output[:n, b] for b, n in enumerate(lengths)])
+    if h_n.dim() == 3:
+        h_n = h_n.transpose(0, 1).flatten(1)
+    # Dividing by the deviation of a few rows amplifies rounding without bound.
+    exact = dtype == torch.float64
+    if exact or norm is None:
+        tolerance = {"rtol": 1e-7, "atol": 1e-7} if exact else {"rtol": 1e-3, "atol": 1e-4}
+        if not (form == "packed" and dropout and training):  # its mask is in sorted order
+            torch.testing.assert_close(actual.double(), torch.cat(expected), **tolerance)
+            torch.testing.assert_close(h_n.double(), ends, **tolerance)
+    assert actual.dtype == h_n.dtype == dtype
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "published"),
+    [
+        (lambda: IndRNN(1, 128, 6, norm="batch"), 86_410),
+        (lambda: IndRNN(1, 128, 12, norm="batch"), 187_786),
+        (lambda: ResidualIndRNN(1, 128, 5), 170_890),
+        (lambda: DenseIndRNN(1, 16, (8, 6, 4)), 256_514),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(make, published):
+    """With batch norm (scale and shift) after each recurrence, a bias in every weight, and a linear
+    head for 10 classes on the last step's output."""
+    module = make()
+    features = module(torch.zeros(2, 2, 1))[0].shape[-1]
+    assert parameters(module) + parameters(nn.Linear(features, 10)) == published
+
+
+def test_initial_values_by_recurrence():
+    """One initialiser for each recurrence, in the signal's order; the last with long memory."""
+    from functools import partial
+
+    from fastindrnn import init, recurrent_max_for
+
+    bound = recurrent_max_for(50)
+    short, long = partial(init.uniform_, low=0.0, high=bound), partial(init.long_memory_, T=50)
+    residual = ResidualIndRNN(3, 64, 2, recurrent_max=bound, recurrent_init=[short] * 4 + [long])
+    assert residual.last.weight_hh.min() >= 1 / bound
+    assert residual.blocks[0]["first"].weight_hh.min() < 0.5
+    count = 1 + 5 + 3
+    dense = DenseIndRNN(3, 8, (2, 1), recurrent_init=[short] * (count - 1) + [long])
+    assert dense.blocks[-1]["transition"].weight_hh.min() >= 1 / bound
+    assert dense.first.weight_hh.min() < 0.5
+
+
+WRONG = [
+    (ResidualIndRNN, (0, 5), {}, ValueError, "input_size must be positive, but is 0"),
+    (ResidualIndRNN, (4, 5, 0), {}, ValueError, "num_blocks must be positive, but is 0"),
+    (ResidualIndRNN, (4, 5), {"norm": "group"}, ValueError, "norm must be one of.*'group'"),
+    (ResidualIndRNN, (4, 5), {"norm_position": "in"}, ValueError, "norm_position must be.*'in'"),
+    (ResidualIndRNN, (4, 5), {"norm_steps": 9}, ValueError, "norm_steps must be.*9"),
+    (ResidualIndRNN, (4, 5, 1), {"recurrent_init": [None]}, ValueError, "each of 3 layers.*has 1"),
+    (ResidualIndRNN, (4, 5), {"dropout": -0.1}, ValueError, "dropout must be a prob.*-0.1"),
+    (ResidualIndRNN, (4, 5), {"recurrent_max": -1.0}, ValueError, "recurrent_max must be.*-1"),
+    (ResidualIndRNN, (4, 5), {"nonlinearity": "elu"}, ValueError, "nonlinearity must be.*'elu'"),
+    (DenseIndRNN, (4, 0), {}, ValueError, "growth must be positive, but is 0"),
+    (DenseIndRNN, (4, 2, ()), {}, ValueError, r"blocks must be a sequence.*\(\)"),
+    (DenseIndRNN, (4, 2, 8), {}, ValueError, "blocks must be a sequence.*8"),
+    (DenseIndRNN, (4, 2, (2, 0)), {}, ValueError, r"blocks\[1\] must be positive, but is 0"),
+    (DenseIndRNN, (4, 2), {"norm": "batch_per_step"}, ValueError, "norm_steps must be.*None"),
+    (DenseIndRNN, (4, 2), {"grad_clip": 0}, ValueError, "grad_clip must be positive"),
+    (IndRNN, (4, 5), {"norm": "batch_per_step", "norm_steps": 0}, ValueError, "must be positive"),
+    (IndRNN, (4, 5), {"zoneout": 1.5}, ValueError, r"zoneout must be a probability.*1\.5"),
+    (Bidirectional, (lambda: nn.Linear(2, 3),), {}, TypeError, "factory must make.*Linear"),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "options", "error", "words"), WRONG)
+def test_wrong_arguments(make, arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        make(*arguments, **options)
