@@ -1,14 +1,19 @@
-"""`python -m fastindrnn`: versions, device, backends, and a layer checked against the reference."""
+"""`python -m fastindrnn`: versions, device, backends, and a layer checked against the reference.
+`python -m fastindrnn inspect CHECKPOINT`: what each neuron in a checkpoint remembers."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import platform
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from . import IndRNN, __version__, backend
+from .memory import LayerMemory, plot, read_memory
 
 
 def _version(package: str) -> str:
@@ -47,7 +52,7 @@ def _self_check(device: str) -> float:
     )
 
 
-def main() -> int:
+def report() -> int:
     """Prints the report; 0 if every self-check passed, otherwise 1."""
     print(f"fastindrnn {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numba", "numpy")))
@@ -73,6 +78,75 @@ def main() -> int:
 
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def inspect(checkpoint: Path, out: Path) -> int:
+    """Prints a line for each recurrence in a checkpoint and draws them; 2 if that cannot be."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return _refuse(f"there is no file {checkpoint}")
+    except Exception as error:  # whatever a file that is no checkpoint brings about
+        return _refuse(f"{checkpoint} is no checkpoint that can be read: {_first_line(error)}")
+    layers = read_memory(content) if isinstance(content, dict) else []
+    layers = [layer for layer in layers if layer.u.numel()]
+    if not layers:
+        return _refuse(f"{checkpoint} holds no recurrent vector (a tensor weight_hh...)")
+    _print_table(layers)
+    path = out / f"{checkpoint.stem}.memory.png"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        plot(layers, path=path)
+    except ModuleNotFoundError as error:
+        print(f"no plot: {_first_line(error)}", file=sys.stderr)
+    except OSError as error:
+        return _refuse(f"{path} cannot be written: {_first_line(error)}")
+    else:
+        print(f"plot: {path}")
+    return 0
+
+
+def _print_table(layers: Sequence[LayerMemory]) -> None:
+    width = max(5, *(len(layer.name) for layer in layers))
+    print(
+        f"{'layer':<{width}}  neurons    u min  median     max  |u|>=1  "
+        "half-life median    max (steps)"
+    )
+    for layer in layers:
+        u, lives = layer.quantiles, layer.half_life
+        print(
+            f"{layer.name:<{width}}  {len(layer.u):>7}  {u[0]:>7.4f} {u[0.5]:>7.4f} {u[1]:>7.4f}  "
+            f"{layer.kept:>6.1%}  {lives.median().item():>16.4g} {lives.max().item():>6.4g}"
+        )
+
+
+def _refuse(text: str) -> int:
+    print(f"python -m fastindrnn inspect: {text}", file=sys.stderr)
+    return 2
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastindrnn",
+        description="Without a command: versions, devices, backends, a self-check.",
+    )
+    commands = parser.add_subparsers(dest="command")
+    command = commands.add_parser("inspect", help="what each neuron in a checkpoint remembers")
+    command.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a state dict, or a file with some"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="folder of the plot (here)"
+    )
+    given = parser.parse_args(arguments)
+    if given.command == "inspect":
+        return inspect(given.checkpoint, given.out)
+    return report()
 
 
 if __name__ == "__main__":

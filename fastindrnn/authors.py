@@ -31,7 +31,8 @@ def load_authors(
     `norm_position` must be "after" for their bn_after and "before" for bn_before.
 
     Args:
-        module: of their sizes, nonlinearity "relu", norm "batch" or None, one direction.
+        module: of their sizes, nonlinearity "relu", norm "batch" or None, one direction, no
+            zoneout.
         state: from either of their recurrences, the CUDA one or the loop (`cells.0`, `h0`).
 
     Returns:
@@ -145,6 +146,7 @@ def _authors_names(module: nn.Module) -> dict[str, str]:
         act("last.", "features.IndRNNwithBN_last")
     elif isinstance(module, DenseIndRNN):
         unit("first.", "features.fc0", "features.IndRNNwithBN0")
+        parts: Any
         for i, parts in enumerate(module.blocks):
             for j in range(len(parts["dense"])):
                 layer = f"features.denseblock{i + 1}.denselayer{j + 1}"
@@ -164,6 +166,8 @@ def _check_authors(module: nn.Module) -> None:
             "module must be an IndRNN, IndRNNCell, ResidualIndRNN or DenseIndRNN, "
             f"but is {type(module).__name__}"
         )
+    if any(getattr(part, "zoneout", 0) for part in module.modules()):
+        raise ValueError("module's zoneout must be 0: the authors' networks have none")
     if getattr(module, "bidirectional", False):
         raise ValueError("module must have one direction, but is bidirectional")
     for part in module.modules():

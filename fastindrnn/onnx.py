@@ -32,7 +32,9 @@ def translations() -> dict[Callable, Callable]:
 
     Source: the operator RNN in ONNX's specification, version 14.
     """
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18
 
     def rnn(
         x: Any,  # (B, T, K)
@@ -53,7 +55,7 @@ def translations() -> dict[Callable, Callable]:
         if bias is not None:
             # One bias of the input, one of the state.
             bias = op.Unsqueeze(op.Concat(bias, op.Mul(bias, 0.0), axis=0), first)
-        attributes = {} if clip is None else {"clip": clip}
+        attributes: dict[str, Any] = {} if clip is None else {"clip": clip}
         if activation == "Affine":
             attributes |= {"activation_alpha": [1.0], "activation_beta": [0.0]}
         rows, last = op.RNN(

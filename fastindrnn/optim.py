@@ -40,7 +40,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         if isinstance(part, _NORMS)
         for parameter in part.parameters(recurse=False)
     }
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in module.parameters():  # a shared one comes once
         is_matrix = parameter.dim() > 1 and id(parameter) not in norms
         (decayed if is_matrix else kept).append(parameter)

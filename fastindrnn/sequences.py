@@ -6,6 +6,7 @@ order of batch and time it came in memory; or rows (total, features) with `cu_se
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Sequences:
     cu_seqlens: Tensor | None = None
     resets: Tensor | None = None
 
-    def options(self) -> dict[str, Tensor | None]:
+    def options(self) -> dict[str, Any]:
         """The options of `indrnn_scan` and `indrnn`."""
         return {"lengths": self.lengths, "cu_seqlens": self.cu_seqlens, "resets": self.resets}
 

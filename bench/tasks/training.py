@@ -1,6 +1,7 @@
 """Training that can be stopped between any two steps and goes on as if it never had been."""
 
 import contextlib
+import ctypes
 import math
 import signal
 import statistics
@@ -102,6 +103,18 @@ def stop_requests():
         signal.signal(signal.SIGINT, before)
 
 
+def keep_freed_memory():
+    """Keeps what a step frees for the next one, where the C library is GNU's.
+
+    It gives large blocks back to the system at once, and the page faults of taking them again
+    were a fifth of a step of the adding problem (32 against 26 ms).
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+
+
 def train(
     learner,
     loss_of_step,
@@ -121,6 +134,7 @@ def train(
     scalars, one for each of the learner's SERIES; learning_rate(step) -> float; save(), once a
     minute, or at each multiple of `save_every`, itself one of FLUSH.
     """
+    keep_freed_memory()
     pending, saved = [], time.monotonic()
 
     def read_losses():

@@ -1,0 +1,246 @@
+"""Batch norms folded into the weights next to them, for inference."""
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
+from .layers import IndRNN
+from .norm import SequenceBatchNorm
+from .units import Stack, Unit
+
+Module = TypeVar("Module", bound=nn.Module)
+# What a norm does to each feature at evaluation: y = scale * x + shift, in float64; or nothing.
+Affine = tuple[Tensor, Tensor] | None
+
+
+def fold_norms(module: Module) -> Module:
+    """A copy of `module` in evaluation mode, with the batch norms of its stacks folded into the
+    weights next to them. Its outputs and states are equal to rounding, its forward is faster.
+
+    A norm after a recurrence goes into the weight that reads it, in a `DenseIndRNN` into all of
+    them, feature by feature; a norm before one goes into its own weight. What was built with
+    bias=False may get a bias. These norms stay: the one behind a stack's last recurrence, because
+    the next weight is not the stack's own (see `fold_norms_into`); in a `ResidualIndRNN` with norms
+    before, those of recurrences without a weight of their own; "batch_per_step" and "layer", which
+    are not the same scale and shift for each row.
+
+    The copy is for inference alone: dropout would act before the shift, not after.
+
+    Args:
+        module: a stack, or any module with stacks in it. It is left as it is.
+
+    Raises:
+        ValueError: a batch norm has no running statistics.
+
+    Source: y = w * (x - mean) / sqrt(var + eps) + b is affine in x; W (s * x + t) + b =
+    (W * s) x + (W t + b).
+
+    Example:
+        >>> rnn = IndRNN(10, 20, num_layers=6, norm="batch")
+        >>> output, h_n = fold_norms(rnn)(torch.randn(5, 3, 10))
+    """
+    folded = copy.deepcopy(module).eval()
+    with torch.no_grad():
+        for part in _outer_stacks(folded):
+            _fold(part)
+    return folded
+
+
+def fold_norms_into(stack: Module, head: nn.Linear) -> tuple[Module, nn.Linear]:
+    """As `fold_norms`, and the norm of the stack's output folded into the linear layer that reads
+    it: copies of both, equal only together.
+
+    In padding the copy's head gives another value than the original's.
+
+    Args:
+        stack: an `IndRNN` or another stack; its output is what `head` reads.
+        head: an `nn.Linear` on the stack's features.
+
+    Raises:
+        TypeError, ValueError: as `fold_norms`; `stack` is no stack, or `head` does not fit.
+
+    Example:
+        >>> rnn, head = IndRNN(10, 20, norm="batch"), nn.Linear(20, 5)
+        >>> rnn, head = fold_norms_into(rnn, head)
+    """
+    if not isinstance(stack, Stack):
+        raise TypeError(f"stack must be an IndRNN or another stack, but is {type(stack).__name__}")
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"head must be an nn.Linear, but is {type(head).__name__}")
+    folded, reader = fold_norms(stack), copy.deepcopy(head).eval()
+    with torch.no_grad():
+        affine = _take_output(folded)
+        if affine is not None:
+            features = len(affine[0])
+            if reader.in_features != features:
+                raise ValueError(
+                    f"head must read the stack's {features} features, but reads "
+                    f"{reader.in_features}"
+                )
+            _fold_input(reader, "weight", "bias", affine)
+    return folded, reader
+
+
+def _outer_stacks(module: nn.Module) -> list[Stack]:
+    """The stacks within a module that are not within another one."""
+    if isinstance(module, Stack):
+        return [module]
+    return [stack for child in module.children() for stack in _outer_stacks(child)]
+
+
+def _fold(stack: Stack) -> None:
+    if isinstance(stack, IndRNN):
+        _fold_layers(stack)
+    elif isinstance(stack, ResidualIndRNN):
+        _fold_residual(stack)
+    elif isinstance(stack, DenseIndRNN):
+        _fold_dense(stack)
+    elif isinstance(stack, Bidirectional):
+        _fold(stack.forwards)
+        _fold(stack.backwards)
+
+
+def _fold_layers(rnn: IndRNN) -> None:
+    if rnn.norm != "batch":
+        return
+    _give_bias(rnn)
+    affine: Affine = None
+    for layer in range(rnn.num_layers):
+        suffixes = rnn._suffixes(layer)
+        for suffix in suffixes:
+            names = f"weight_ih{suffix}", f"bias_ih{suffix}"
+            _fold_input(rnn, *names, affine)
+            if rnn.norm_position == "before":
+                _fold_output(rnn, *names, _take(rnn, f"norm{suffix}"))
+        if rnn.norm_position == "after" and layer < rnn.num_layers - 1:
+            affine = _concatenate([_take(rnn, f"norm{suffix}") for suffix in suffixes])
+    if rnn.norm_position == "before":
+        rnn.norm = None
+
+
+def _fold_residual(rnn: ResidualIndRNN) -> None:
+    block: Any
+    for block in rnn.blocks:
+        first, second, output = block["first"], block["second"], block["output"]
+        _fold_unit(second, _take_after(first))
+        _fold_input(output, "weight", "bias", _take_after(second))
+
+
+def _fold_dense(rnn: DenseIndRNN) -> None:
+    _fold_unit(rnn.first, None)
+    affine = _take_after(rnn.first)
+    block: Any
+    for block in rnn.blocks:
+        for pair in block["dense"]:
+            _fold_unit(pair["bottleneck"], affine)
+            _fold_unit(pair["layer"], _take_after(pair["bottleneck"]))
+            affine = _concatenate([affine, _take_after(pair["layer"])])
+        _fold_unit(block["transition"], affine)
+        if block is not rnn.blocks[-1]:
+            affine = _take_after(block["transition"])
+
+
+def _fold_unit(unit: Unit, affine: Affine) -> None:
+    """The scale and shift of its input, and a norm of its own before the recurrence."""
+    _fold_input(unit, "weight_ih", "bias_ih", affine)
+    if unit.norm_position == "before":
+        _fold_output(unit, "weight_ih", "bias_ih", _take(unit, "norm"))
+
+
+def _take_after(unit: Unit) -> Affine:
+    """What its norm does to its output; the norm is gone then."""
+    return _take(unit, "norm") if unit.norm_position == "after" else None
+
+
+def _take_output(stack: Stack) -> Affine:
+    """What the norm behind the last recurrence does to the output; the norm is gone then."""
+    if isinstance(stack, Bidirectional):
+        return _concatenate([_take_output(stack.forwards), _take_output(stack.backwards)])
+    if isinstance(stack, IndRNN):
+        if stack.norm != "batch" or stack.norm_position != "after":
+            return None
+        suffixes = stack._suffixes(stack.num_layers - 1)
+        stack.norm = None
+        return _concatenate([_take(stack, f"norm{suffix}") for suffix in suffixes])
+    if isinstance(stack, ResidualIndRNN):
+        return _take_after(stack.last)
+    if isinstance(stack, DenseIndRNN):
+        last: Any = stack.blocks[-1]
+        return _take_after(last["transition"])
+    return None
+
+
+def _take(owner: nn.Module, name: str) -> Affine:
+    """Scale and shift of a batch norm, which is removed; None for any other norm, which stays."""
+    norm = getattr(owner, name)
+    if not isinstance(norm, SequenceBatchNorm):
+        return None
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(f"{name} must have running statistics, but has track_running_stats=False")
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        shift = shift + norm.bias.double()
+    setattr(owner, name, None)
+    return scale, shift
+
+
+def _concatenate(affines: list[Affine]) -> Affine:
+    """Of features side by side; all of them have a norm, or none."""
+    found = [affine for affine in affines if affine is not None]
+    if not found:
+        return None
+    assert len(found) == len(affines)
+    return torch.cat([scale for scale, _ in found]), torch.cat([shift for _, shift in found])
+
+
+def _fold_input(owner: nn.Module, weight_name: str, bias_name: str, affine: Affine) -> None:
+    """W (scale * x + shift) + b = W' x + b'."""
+    if affine is not None:
+        scale, shift = affine
+        weight = getattr(owner, weight_name).double()
+        _set(owner, weight_name, bias_name, weight * scale, weight @ shift, 1.0)
+
+
+def _fold_output(owner: nn.Module, weight_name: str, bias_name: str, affine: Affine) -> None:
+    """scale * (W x + b) + shift = W' x + b'."""
+    if affine is not None:
+        scale, shift = affine
+        weight = getattr(owner, weight_name).double()
+        _set(owner, weight_name, bias_name, weight * scale[:, None], shift, scale)
+
+
+def _set(
+    owner: nn.Module,
+    weight_name: str,
+    bias_name: str,
+    weight: Tensor,
+    shift: Tensor,
+    bias_scale: Tensor | float,
+) -> None:
+    """The new weight, and bias_scale * bias + shift, where there may have been no bias."""
+    old, bias = getattr(owner, weight_name), getattr(owner, bias_name)
+    old.copy_(weight)
+    if bias is None:
+        new = nn.Parameter(shift.to(old.dtype), requires_grad=old.requires_grad)
+        setattr(owner, bias_name, new)
+    else:
+        bias.copy_(bias_scale * bias.double() + shift)
+
+
+def _give_bias(rnn: IndRNN) -> None:
+    """Zeros, for one that was built without."""
+    if rnn.bias:
+        return
+    rnn.bias = True
+    for layer in range(rnn.num_layers):
+        for suffix in rnn._suffixes(layer):
+            weight = getattr(rnn, f"weight_ih{suffix}")
+            zeros = weight.new_zeros(rnn.hidden_size)
+            new = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+            rnn.register_parameter(f"bias_ih{suffix}", new)

@@ -1,0 +1,270 @@
+"""What each neuron remembers: its recurrent weight, its half-life, whether it ever answers.
+
+The neurons of a layer do not see each other, so that each can be read by itself: k steps after a
+unit impulse at its input the state of neuron n is u[n]^k. Li et al. 2018, arXiv 1803.04831,
+section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .ops import backend
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def half_life(u: Tensor) -> Tensor:
+    """Steps until a unit impulse falls to half: log(1/2) / log|u|.
+
+    Infinite where |u| >= 1, which keeps the impulse or lets it grow; 0 where u = 0; at u = 1/2 it
+    is 1. It is that of the recurrence itself: a ReLU cuts the impulse off where u < 0, at the first
+    step.
+
+    Args:
+        u: recurrent weights, of any shape and floating dtype.
+
+    Returns:
+        Half-lives in steps, float64, of u's shape; NaN where u is.
+
+    Example:
+        >>> half_life(torch.tensor([0.0, 0.5, 1.0])).tolist()
+        [0.0, 1.0, inf]
+    """
+    size = u.detach().double().abs()
+    return torch.where(size >= 1, math.inf, math.log(0.5) / size.log())
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """The neurons of one recurrence.
+
+    Args:
+        name: of its recurrent vector in the module or checkpoint.
+        u: (H,) float64.
+        dead: (H,) booleans: never active on the data given; None without data.
+    """
+
+    name: str
+    u: Tensor
+    dead: Tensor | None = None
+
+    @property
+    def half_life(self) -> Tensor:
+        """(H,) steps until a unit impulse falls to half; see `half_life`."""
+        return half_life(self.u)
+
+    @property
+    def quantiles(self) -> dict[float, float]:
+        """The quantiles 0, 0.05, 0.25, 0.5, 0.75, 0.95 and 1 of u."""
+        at = torch.tensor(QUANTILES, dtype=torch.float64)
+        return dict(zip(QUANTILES, torch.quantile(self.u, at).tolist(), strict=True))
+
+    @property
+    def kept(self) -> float:
+        """The share of neurons with |u| >= 1, which forget nothing."""
+        return (self.u.abs() >= 1).double().mean().item()
+
+
+def read_memory(
+    source: nn.Module | Mapping[str, Any], batches: Iterable[Any] | None = None
+) -> list[LayerMemory]:
+    """The memory of each recurrence within a module or checkpoint, in the order of its names.
+
+    Args:
+        source: any module with layers of this package, or a state dict, or dictionaries and lists
+            that hold some: every vector called `weight_hh...` counts. Matrices of that name, as
+            `nn.RNN` has them, do not.
+        batches: inputs to run a module on: each is its first argument, or a tuple of its arguments.
+            A neuron is dead that is 0 at every step of all of them.
+
+    Raises:
+        TypeError: `source` is neither; batches are given without a module, or are one tensor.
+        ValueError: as `activity`.
+    """
+    if isinstance(source, nn.Module):
+        # An alias of a shared parameter is the same recurrence.
+        found = dict(_vectors(dict(source.named_parameters())))
+    elif isinstance(source, Mapping):
+        found = dict(_vectors(source))
+    else:
+        raise TypeError(f"source must be a module or a dict, but is {type(source).__name__}")
+    dead: dict[str, Tensor] = {}
+    if batches is not None:
+        if not isinstance(source, nn.Module):
+            raise TypeError(f"batches need a module to run, but source is {type(source).__name__}")
+        if isinstance(batches, Tensor):
+            raise TypeError("batches must be an iterable of inputs, as [x], but are one tensor")
+        for batch in batches:
+            arguments = batch if isinstance(batch, tuple) else (batch,)
+            for name, calls in _watch(source, arguments, {}).items():
+                for h in calls:
+                    silent = (h == 0).flatten(0, -2).all(0).cpu()
+                    dead[name] = silent & dead.get(name, silent)
+    return [
+        LayerMemory(name, u.detach().double().cpu(), dead.get(name)) for name, u in found.items()
+    ]
+
+
+def activity(module: nn.Module, *arguments: Any, **options: Any) -> dict[str, Tensor]:
+    """What every neuron does on an input: the states of each recurrence, at all steps.
+
+    Args:
+        module: any module with layers of this package; it runs once, in evaluation mode, without
+            gradients, not compiled; afterwards it is in its former mode.
+        arguments, options: of its forward.
+
+    Returns:
+        By the name of its recurrent vector, the states h of each recurrence before any norm behind
+        it: (B, T, H), or (total, H) for a PackedSequence, 0 in padding. Where the module calls a
+        recurrence several times, as a loop over a cell does, T counts the steps of all calls.
+
+    Raises:
+        ValueError: the calls of one recurrence have batches of different sizes; a layer has
+            zoneout, whose mixed states no operator computes.
+
+    Example:
+        >>> rnn = IndRNN(10, 20, num_layers=2)
+        >>> activity(rnn, torch.randn(5, 3, 10))["weight_hh_l1"].shape
+        torch.Size([3, 5, 20])
+    """
+    states = {}
+    for name, calls in _watch(module, arguments, options).items():
+        batches = {tuple(h.shape[:-2]) for h in calls}
+        if len(batches) > 1:
+            raise ValueError(
+                f"module must call {name} with one size of batch, but does with {sorted(batches)}"
+            )
+        states[name] = calls[0] if len(calls) == 1 else torch.cat(calls, -2)
+    return states
+
+
+def plot(
+    layers: list[LayerMemory],
+    states: Mapping[str, Tensor] | None = None,
+    *,
+    path: str | Path | None = None,
+    neurons: int = 24,
+) -> Figure:
+    """Draws, for each layer, the histogram of u and the sorted half-lives; with states also the
+    activity over time of some neurons, from short to long memory, in the first sequence, each on
+    its own scale.
+
+    Args:
+        layers: from `read_memory`.
+        states: from `activity`, with the same names.
+        path: of an image to write, or None.
+        neurons: how many of them the activity shows.
+
+    Returns:
+        The figure. Neurons with an infinite half-life are counted in its titles, not drawn.
+
+    Raises:
+        ValueError: there are no layers.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if not layers:
+        raise ValueError("layers must hold at least one layer, but are empty")
+    from matplotlib.figure import Figure
+
+    columns = 2 if states is None else 3
+    figure = Figure(figsize=(4.5 * columns, 2.2 * len(layers) + 0.4), layout="constrained")
+    grid = figure.subplots(len(layers), columns, squeeze=False)
+    for layer, (histogram, memory, *heat) in zip(layers, grid, strict=True):
+        u, lives = layer.u, layer.half_life
+        histogram.hist(u[u.isfinite()].tolist(), bins=40)
+        histogram.set_title(layer.name, fontsize="small")
+        histogram.set(xlabel="u", ylabel="neurons")
+        finite = lives[lives.isfinite()].sort().values
+        memory.plot(finite.tolist(), marker=".", linestyle="none")
+        memory.set_yscale("symlog", linthresh=1)
+        memory.set_ylim(bottom=0)
+        kept = int(lives.isinf().sum())
+        memory.set_title(f"{kept} of {len(u)} neurons forget nothing", fontsize="small")
+        memory.set(xlabel="neuron, sorted", ylabel="half-life in steps")
+        for axes in heat:
+            _draw_activity(axes, layer, states, neurons)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _draw_activity(
+    axes: Any, layer: LayerMemory, states: Mapping[str, Tensor] | None, neurons: int
+) -> None:
+    h = (states or {}).get(layer.name)
+    if h is None or h.numel() == 0:
+        axes.set_axis_off()
+        return
+    order = layer.u.abs().argsort()
+    shown = order[torch.linspace(0, len(order) - 1, min(neurons, len(order))).round().long()]
+    rows = (h[0] if h.dim() == 3 else h).detach().float().cpu()[:, shown].T
+    # Long memory grows large: on one scale for all, the other neurons would not be seen.
+    peaks = rows.abs().amax(1, keepdim=True)
+    rows = rows / torch.where(peaks > 0, peaks, 1.0)
+    image = axes.imshow(rows.tolist(), aspect="auto", interpolation="nearest", origin="lower")
+    axes.figure.colorbar(image, ax=axes, label="of its own peak")
+    title = "activity" if layer.dead is None else f"activity, {int(layer.dead.sum())} dead"
+    axes.set_title(title, fontsize="small")
+    axes.set(xlabel="step", ylabel="neuron, by |u|")
+
+
+def _watch(
+    module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]
+) -> dict[str, list[Tensor]]:
+    """Runs the module: the states of each recurrence, call by call."""
+    if any(getattr(part, "zoneout", 0) for part in module.modules()):
+        raise ValueError("module's zoneout must be 0 to see its states: set it for that time")
+    vectors = dict(_vectors(dict(module.named_parameters())))
+    modes = {part: part.training for part in module.modules()}
+    watch = _Watch(vectors)
+    # The reference is no operator that could be watched.
+    chosen = None if backend.current == "reference" else backend.current
+    try:
+        with torch.no_grad(), backend(chosen), watch:
+            module.eval()(*arguments, **options)
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    return watch.calls
+
+
+class _Watch(TorchDispatchMode):
+    """Keeps what the operators `scan` and `indrnn` return, by the parameter that is their u."""
+
+    def __init__(self, vectors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = {id(u): name for name, u in vectors.items()}
+        self.calls: dict[str, list[Tensor]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        place = {"fastindrnn::scan": 1, "fastindrnn::indrnn": 3}.get(func._schema.name)
+        if place is not None and id(args[place]) in self.names:
+            self.calls.setdefault(self.names[id(args[place])], []).append(output[0])
+        return output
+
+
+def _vectors(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every vector called weight_hh... within nested dictionaries and lists, by its dotted path."""
+    if isinstance(content, Tensor):
+        name = path.rsplit(".", 1)[-1]
+        if name.startswith("weight_hh") and content.dim() == 1 and content.is_floating_point():
+            yield path, content
+    elif isinstance(content, Mapping | list | tuple):
+        items = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, value in items:
+            yield from _vectors(value, f"{path}.{key}" if path else str(key))
