@@ -1,6 +1,6 @@
-"""IndRNN for PyTorch: exact, time-parallel, fast on GPUs (Triton) and CPUs (numba)."""
+"""IndRNN for PyTorch: compiled loops on CPUs, Triton kernels for GPUs, parallel over time."""
 
-from . import functional, init
+from . import fold, functional, init, interop, memory, onnx
 from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
 from .constraint import constrain_, constrain_after_step, recurrent_max_for
 from .layers import IndRNN, IndRNNCell
@@ -18,8 +18,12 @@ __all__ = [
     "backend",
     "constrain_",
     "constrain_after_step",
+    "fold",
     "functional",
     "init",
+    "interop",
+    "memory",
+    "onnx",
     "parameter_groups",
     "recurrent_max_for",
 ]

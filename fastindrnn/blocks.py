@@ -79,7 +79,7 @@ class ResidualIndRNN(Stack):
         check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
         self.input_size, self.hidden_size, self.num_blocks = input_size, hidden_size, num_blocks
-        self.batch_first = batch_first
+        self.batch_first, self.zoneout = batch_first, zoneout
         unit = partial(
             Unit,
             nonlinearity=nonlinearity,
@@ -200,7 +200,8 @@ class DenseIndRNN(Stack):
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
-        self.input_size, self.growth, self.batch_first = input_size, growth, batch_first
+        self.input_size, self.growth = input_size, growth
+        self.batch_first, self.zoneout = batch_first, zoneout
         count = 1 + sum(2 * layers + 1 for layers in blocks)
         inits = iter(spread_init(recurrent_init, count))
 
@@ -297,6 +298,7 @@ class Bidirectional(Stack):
             if not isinstance(stack, Stack):
                 raise TypeError(f"factory must make a stack, but made {type(stack).__name__}")
         self.input_size, self.batch_first = self.forwards.input_size, self.forwards.batch_first
+        self.zoneout = self.forwards.zoneout
 
     def state_shape(self) -> tuple[int, ...]:
         first, *rest = self.forwards.state_shape()

@@ -48,8 +48,8 @@ def indrnn_scan(
             "result" clips the finished gradients of a, u and h0 (as the authors' CUDA code).
 
     Returns:
-        h, of a's shape, dtype and layout; h_n (B, N), the state after each sequence's last step (h0
-        if it has none).
+        h, of a's shape, dtype and layout; h_n (B, N) of a's dtype, the state after each sequence's
+        last step (h0 if it has none).
 
     Raises:
         TypeError, ValueError: an argument does not fit; raised before any computation.

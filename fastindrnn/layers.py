@@ -40,19 +40,22 @@ class IndRNN(Stack):
             otherwise 1.
         recurrent_max: bound of |u| for `constrain_` and `constrain_after_step`; see
             `recurrent_max_for`.
-        recurrent_init: a function that fills u in place (see `fastindrnn.init`), or one for each
-            layer; None for U(0, recurrent_max or 1).
+        recurrent_init: a function that fills u in place, called as f(u), or a sequence with one, or
+            None, for each layer; None for U(0, recurrent_max or 1). See `fastindrnn.init`; for a
+            long memory of the last of two layers `[None, partial(init.long_memory_, T=1000)]`.
         grad_clip, grad_clip_mode: as in `fastindrnn.functional.indrnn_scan`.
-
-        zoneout: probability with which, in training, a neuron keeps its state at a step; evaluation
-            takes the expected mix, step by step. See `fastindrnn.zoneout`.
+        zoneout: probability with which, in training, a neuron keeps its state at a step, for padded
+            sequences without resets. Evaluation takes the expected mix, in a Python loop over time,
+            and with grad_clip needs `torch.no_grad()`.
         norm: "batch" (statistics over batch and time together), "batch_per_step" (statistics for
             each time step, shared scale and shift), "layer", or None; see `fastindrnn.norm`.
         norm_position: "after" the nonlinearity or "before" the recurrence, on W x + b.
         norm_steps: for "batch_per_step", the time steps of the longest sequence.
+        device, dtype: of the parameters.
 
     output has D*H features, of the last layer; h_n is (D*L, B, H): for each layer, forward then
-    reverse direction.
+    reverse direction, the state of the recurrence. With a norm after the recurrence the last output
+    differs from it: take the output for a classifier.
 
     Parameters: `weight_ih_l0` (H, I), in later layers (H, D*H); `weight_hh_l0` (H,), which is u;
     `bias_ih_l0` (H,); `_reverse` behind each for the second direction.
@@ -222,7 +225,15 @@ class IndRNNCell(nn.Module):
     state dict of a one-layer `IndRNN` loads into it, and the layer's pass over a sequence equals
     the cell's, step by step.
 
-    Args, errors, source: as `IndRNN`.
+    Args:
+        input_size, hidden_size, bias, nonlinearity, recurrent_max, grad_clip, grad_clip_mode,
+            device, dtype: as in `IndRNN`.
+        recurrent_init: one function that fills u in place, or None.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+
+    Source: Li et al. 2018, arXiv 1803.04831.
 
     Example:
         >>> cell = IndRNNCell(10, 20)

@@ -30,7 +30,8 @@ for _schema in (
 
 
 class backend:
-    """Chooses the kernels for all calls from here on; as a context manager, until its end.
+    """Chooses the kernels for all calls of the process from here on; as a context manager, until
+    its end.
 
     Args:
         name: "triton", "cpu", "reference" (plain PyTorch, any device), or None: by the tensor's

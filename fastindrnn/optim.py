@@ -32,6 +32,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         >>> rnn = IndRNN(10, 20, norm="batch")
         >>> optimizer = torch.optim.Adam(parameter_groups(rnn, 1e-4), lr=2e-4)
     """
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
+        raise TypeError(f"weight_decay must be a number, but is {type(weight_decay).__name__}")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be at least 0, but is {weight_decay}")
     norms = {

@@ -33,9 +33,18 @@ class Sequences:
     cu_seqlens: Tensor | None = None
     resets: Tensor | None = None
 
-    def options(self) -> dict[str, Any]:
-        """The options of `indrnn_scan` and `indrnn`."""
-        return {"lengths": self.lengths, "cu_seqlens": self.cu_seqlens, "resets": self.resets}
+    def options(self, reverse: bool) -> dict[str, Any]:
+        """The options of `indrnn_scan` and `indrnn`.
+
+        A reset at step t parts it from step t - 1; of these two it is the reversed walk's step
+        t - 1 that starts anew.
+        """
+        resets = self.resets
+        if reverse and resets is not None:
+            end = resets.shape[1] if self.lengths is None else self.lengths[:, None]
+            inner = torch.arange(resets.shape[1], device=resets.device) < end - 1
+            resets = resets.roll(-1, 1) & inner
+        return {"lengths": self.lengths, "cu_seqlens": self.cu_seqlens, "resets": resets}
 
     def valid(self, x: Tensor) -> Tensor | None:
         """(B, T) booleans: the rows of x that are not padding; None if all are."""
@@ -132,6 +141,8 @@ def enter(
         raise TypeError(f"input must be a tensor or PackedSequence, but is {type(input).__name__}")
     form = f"input must be (time, {features}) or of 3 dimensions, the last {features}"
     _check_features(input, 3 if input.dim() == 3 else 2, features, form)
+    if resets is not None and not isinstance(resets, Tensor):
+        raise TypeError(f"resets must be a tensor, but is {type(resets).__name__}")
     if resets is not None and resets.shape != input.shape[:-1]:
         raise ValueError(f"resets must be {tuple(input.shape[:-1])}, but is {tuple(resets.shape)}")
     if input.dim() == 2:

@@ -28,16 +28,26 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be positive, but is {size}")
 
 
+def check_number(name: str, value: float) -> None:
+    """Raises a TypeError unless it is a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, but is {type(value).__name__}")
+
+
 def check_probabilities(**probabilities: float) -> None:
-    """Raises a ValueError unless each is a probability."""
+    """Raises a TypeError or ValueError unless each is a probability."""
     for name, value in probabilities.items():
-        if isinstance(value, bool) or not 0 <= value <= 1:
+        check_number(name, value)
+        if not 0 <= value <= 1:
             raise ValueError(f"{name} must be a probability from 0 to 1, but is {value}")
 
 
 def check_recurrent_max(recurrent_max: float | None) -> None:
-    """Raises a ValueError unless it is a bound or None."""
-    if recurrent_max is not None and not (recurrent_max > 0 and math.isfinite(recurrent_max)):
+    """Raises a TypeError or ValueError unless it is a bound or None."""
+    if recurrent_max is None:
+        return
+    check_number("recurrent_max", recurrent_max)
+    if not (recurrent_max > 0 and math.isfinite(recurrent_max)):
         raise ValueError(
             f"recurrent_max must be positive and finite, or None, but is {recurrent_max}"
         )
@@ -47,14 +57,20 @@ def spread_init(
     recurrent_init: RecurrentInit | Sequence[RecurrentInit | None] | None, layers: int
 ) -> list[RecurrentInit | None]:
     """One initialiser of u for each of the layers."""
-    if not isinstance(recurrent_init, Sequence):
+    if recurrent_init is None or callable(recurrent_init):
         return [recurrent_init] * layers
-    if len(recurrent_init) != layers:
+    inits = list(recurrent_init)
+    if not all(each is None or callable(each) for each in inits):
+        raise TypeError(
+            f"recurrent_init must be a function, or one or None for each layer, "
+            f"but is {recurrent_init!r}"
+        )
+    if len(inits) != layers:
         raise ValueError(
             f"recurrent_init must have an initialiser for each of {layers} layers, "
-            f"but has {len(recurrent_init)}"
+            f"but has {len(inits)}"
         )
-    return list(recurrent_init)
+    return inits
 
 
 @torch.no_grad()
@@ -101,14 +117,14 @@ def run_unit(
 
     before = norm is not None and norm_position == "before"
     if weight is not None and not before and not zoneout:
-        h, h_n = indrnn(x, weight, bias, u, h0, **options, **sequences.options())
+        h, h_n = indrnn(x, weight, bias, u, h0, **options, **sequences.options(options["reverse"]))
         return normalized(h), h_n
     a = x if weight is None else sequences.project(x, weight, bias)
     a = normalized(a) if before else a
     if zoneout:
         h, h_n = zoneout_scan(a, u, h0, zoneout, training, sequences, **options)
     else:
-        h, h_n = indrnn_scan(a, u, h0, **options, **sequences.options())
+        h, h_n = indrnn_scan(a, u, h0, **options, **sequences.options(options["reverse"]))
     return h if before else normalized(h), h_n
 
 
@@ -182,11 +198,12 @@ class Unit(nn.Module):
 class Stack(nn.Module):
     """What `IndRNN` and all stacks share: the forms of input and state, streaming.
 
-    Subclasses set `input_size` and `batch_first` and give `state_shape` and `run_rows`.
+    Subclasses set `input_size`, `batch_first` and `zoneout` and give `state_shape` and `run_rows`.
     """
 
     input_size: int
     batch_first: bool
+    zoneout: float
 
     def state_shape(self) -> tuple[int, ...]:
         """The shape of the states, without the batch, which comes before the last dimension."""
@@ -217,18 +234,24 @@ class Stack(nn.Module):
             input: (T, B, I); with batch_first (B, T, I); (T, I) for one sequence without a batch;
                 or a PackedSequence.
             hx: initial states, of the shape of h_n; zeros if None.
-            lengths: (B,) integers: steps from there on are padding; their output is 0.
-            resets: booleans of the input's first two dimensions: the state before such a step is
-                taken as 0.
+            lengths: (B,) integer tensor on the input's device: steps from there on are padding;
+                their output is 0.
+            resets: booleans of the input's first two dimensions: such a step starts a new sequence,
+                in both directions.
+
+        A PackedSequence takes neither `lengths` nor `resets`; its states are in the caller's order.
 
         Returns:
             output, of the input's form; h_n, the state of each recurrence after the last step of
-            its walk: the class says in which order.
+            its walk: the class says in which order. It is the recurrence's own state, before the
+            norm and the dropout behind it, so that with these the last output differs from it.
 
         Raises:
             TypeError, ValueError: an argument does not fit; raised before any computation.
         """
         entered = enter(input, self.input_size, self.batch_first, lengths, resets)
+        if self.zoneout and (resets is not None or isinstance(input, PackedSequence)):
+            raise ValueError("zoneout needs padded sequences without resets")
         state = entered.states(hx, self.state_shape())
         x, h_n = self.run_rows(entered.x, entered.sequences, state)
         return entered.leave(x), entered.last(h_n)

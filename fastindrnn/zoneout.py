@@ -28,13 +28,7 @@ def zoneout_scan(
     reverse: bool,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`indrnn_scan` of a (B, T, N) with zoneout.
-
-    Raises:
-        ValueError: for resets or packed sequences.
-    """
-    if sequences.resets is not None or sequences.cu_seqlens is not None:
-        raise ValueError("zoneout needs padded sequences without resets")
+    """`indrnn_scan` of a (B, T, N) with zoneout; not for resets or packed sequences."""
     valid = sequences.valid(a)
     valid = a.new_ones(a.shape[:2], dtype=torch.bool) if valid is None else valid
     if reverse:

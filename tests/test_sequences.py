@@ -115,16 +115,22 @@ def test_initial_states(stack):
         torch.testing.assert_close(alone_h_n, h_n[..., b, :])
 
 
-@pytest.mark.parametrize("stack", ["layers", "residual", "dense"])
+@pytest.mark.parametrize("stack", STACKS)
 def test_a_reset_is_a_new_sequence(stack):
-    """In one direction, the steps from a reset on equal those of a sequence that starts there."""
+    """In both directions: the steps before a reset and those from it on know nothing of each
+    other. In padding a reset means nothing."""
     module = make(stack, "layer")
     x = torch.randn(10, 2, 5, dtype=torch.float64)
     resets = torch.zeros(10, 2, dtype=torch.bool)
     resets[4] = True
-    output, h_n = module(x, resets=resets)
+    output, _ = module(x, resets=resets)
     torch.testing.assert_close(output[:4], module(x[:4])[0])
-    torch.testing.assert_close((output[4:], h_n), module(x[4:]))
+    torch.testing.assert_close(output[4:], module(x[4:])[0])
+    resets[8], lengths = True, torch.tensor([8, 10])
+    state = torch.rand_like(module(x)[1])
+    output, h_n = module(x, state, resets=resets, lengths=lengths)
+    alone, alone_h_n = module(x[:8, 0], state[..., 0, :], resets=resets[:8, 0])
+    torch.testing.assert_close((output[:8, 0], h_n[..., 0, :]), (alone, alone_h_n))
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "per step", "layer"])

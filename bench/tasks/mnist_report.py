@@ -54,7 +54,8 @@ def report(settings, learner, data, test):
     every = range(window, learner.step + 1, window)
     return {
         "task": "mnist",
-        "settings": settings,
+        # Not where the images lie: which they are is in the hashes.
+        "settings": {name: value for name, value in settings.items() if name != "data"},
         "fixed": {
             "weight_decay": WEIGHT_DECAY,
             "gradient_clip": GRADIENT_CLIP,
