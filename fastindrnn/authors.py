@@ -89,11 +89,13 @@ def check_state(state: State, shapes: Mapping[str, tuple[int, ...]], where: str 
 
 @torch.no_grad()
 def copy_into(values: State, targets: Mapping[str, Tensor]) -> None:
+    """Fills each target with the value of its key."""
     for key, target in targets.items():
         target.copy_(values[key])
 
 
 def check_nonlinearity(module: nn.Module, *expected: str) -> None:
+    """Raises a ValueError unless the module's nonlinearity is one of these."""
     nonlinearity = getattr(module, "nonlinearity", None)
     if nonlinearity not in expected:
         raise ValueError(

@@ -22,6 +22,15 @@ from .units import (
 )
 
 
+class Projection(nn.Linear):
+    """`nn.Linear` whose bias starts at 0, as those of the recurrences."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class ResidualIndRNN(Stack):
     """Pre-activation residual stack of independent neurons.
 
@@ -96,13 +105,13 @@ class ResidualIndRNN(Stack):
             dtype=dtype,
         )
         inits = iter(spread_init(recurrent_init, 2 * num_blocks + 1))
-        self.input = _projection(input_size, hidden_size, bias, device, dtype)
+        self.input = Projection(input_size, hidden_size, bias, device, dtype)
         self.blocks = nn.ModuleList(
             nn.ModuleDict(
                 {
                     "first": unit(None, hidden_size, recurrent_init=next(inits)),
                     "second": unit(hidden_size, hidden_size, recurrent_init=next(inits)),
-                    "output": _projection(hidden_size, hidden_size, bias, device, dtype),
+                    "output": Projection(hidden_size, hidden_size, bias, device, dtype),
                 }
             )
             for _ in range(num_blocks)
@@ -284,7 +293,7 @@ class Bidirectional(Stack):
     along the first dimension, for `DenseIndRNN` along the units.
 
     Raises:
-        TypeError: factory does not make a stack.
+        TypeError, ValueError: factory does not make a stack, or makes one twice.
 
     Example:
         >>> rnn = Bidirectional(lambda: ResidualIndRNN(10, 20, num_blocks=1))
@@ -297,6 +306,8 @@ class Bidirectional(Stack):
         for stack in (self.forwards, self.backwards):
             if not isinstance(stack, Stack):
                 raise TypeError(f"factory must make a stack, but made {type(stack).__name__}")
+        if self.forwards is self.backwards:
+            raise ValueError("factory must make a new stack at each call, but made one twice")
         self.input_size, self.batch_first = self.forwards.input_size, self.forwards.batch_first
         self.zoneout = self.forwards.zoneout
 
@@ -327,12 +338,3 @@ class Bidirectional(Stack):
     def step(self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0):
         """Not for a stream, whose end is not known: raises a ValueError."""
         raise ValueError("step needs one direction: a Bidirectional reads the sequence's end first")
-
-
-def _projection(
-    inputs: int, outputs: int, bias: bool, device: Device, dtype: torch.dtype | None
-) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, bias, device, dtype)
-    if bias:
-        nn.init.zeros_(linear.bias)
-    return linear

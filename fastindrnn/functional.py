@@ -139,6 +139,10 @@ def indrnn(
         _check_like("bias", bias, x)
     _check_scan(x, N, u, h0, lengths, cu_seqlens, resets)
     check_options(nonlinearity, grad_clip, grad_clip_mode)
+    if lengths is not None:
+        # What stands in the padding must not reach the weight's gradient, and 0 * NaN is not 0.
+        padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        x = x.masked_fill(padding[..., None], 0)
     if ops.backend.current == "reference":
         return reference.scan(
             torch.nn.functional.linear(x, weight, bias),
@@ -278,6 +282,9 @@ def _hold(x: Tensor, condition: Callable[[Tensor], Tensor]) -> bool:
 
 
 def check_options(nonlinearity: str, grad_clip: float | None, grad_clip_mode: str) -> None:
+    """Raises a TypeError or ValueError unless they are as `indrnn_scan` takes them."""
+    if not isinstance(nonlinearity, str):
+        raise TypeError(f"nonlinearity must be a string, but is {type(nonlinearity).__name__}")
     if nonlinearity not in ACTIVATIONS:
         raise ValueError(
             f"nonlinearity must be one of {', '.join(ACTIVATIONS)}, but is {nonlinearity!r}"

@@ -287,6 +287,9 @@ class IndRNNCell(nn.Module):
         Returns:
             The next state, (B, H) or (H,).
         """
+        for name, value in (("input", input), ("hx", hx)):
+            if not isinstance(value, Tensor) and (name == "input" or value is not None):
+                raise TypeError(f"{name} must be a tensor, but is {type(value).__name__}")
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"input must be (batch, {self.input_size}) or ({self.input_size},), "

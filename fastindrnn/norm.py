@@ -23,7 +23,9 @@ class SequenceBatchNorm(nn.BatchNorm1d):
             return x
         valid = sequences.valid(x)
         if self.training and valid is not None:
-            return sequences.without_padding(self._normalize(x, valid[..., None].to(x.dtype)))
+            wide = x if x.dtype == torch.float64 else x.float()
+            normal = self._normalize(wide, valid[..., None].to(wide.dtype))
+            return sequences.without_padding(normal.to(x.dtype))
         rows = x.transpose(0, 1) if sequences.time_first else x
         rows = super().forward(rows.reshape(-1, self.num_features)).view(rows.shape)
         return sequences.without_padding(rows.transpose(0, 1) if sequences.time_first else rows)
@@ -88,24 +90,28 @@ class StepBatchNorm(nn.Module):
         """x: (B, T, features) or (total, features), its first row being step `first_step`."""
         if x.numel() == 0:
             return x
-        step = sequences.steps(x) + first_step
+        step = sequences.steps(x)
+        wide = x if x.dtype == torch.float64 else x.float()
         if self.training:
-            mean, var = self._statistics(x, sequences, step)
+            mean, var = self._statistics(wide, sequences, step, first_step)
         else:
-            step = step.clamp(max=self.steps - 1)
+            step = (step + first_step).clamp(max=self.steps - 1)
             mean, var = self.running_mean, self.running_var
         scale = self.weight * torch.rsqrt(var + self.eps)
-        x = x * scale[step] + (self.bias - mean * scale)[step]
-        return sequences.without_padding(x)
+        wide = wide * scale[step] + (self.bias - mean * scale)[step]
+        return sequences.without_padding(wide.to(x.dtype))
 
-    def _statistics(self, x: Tensor, sequences: Sequences, step: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics(
+        self, x: Tensor, sequences: Sequences, step: Tensor, first_step: int
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance of each step (steps, features), which the running ones learn."""
         used = (
             x.shape[1] if sequences.cu_seqlens is None else int(sequences.cu_seqlens.diff().max())
         )
-        if used > self.steps:
+        if first_step + used > self.steps:
             raise ValueError(
-                f"norm_steps must be at least the input's {used} time steps, but is {self.steps}"
+                f"norm_steps must be at least the input's {first_step + used} time steps, "
+                f"but is {self.steps}"
             )
         valid = sequences.valid(x)
         counted = x.new_ones(x.shape[:-1]) if valid is None else valid.to(x.dtype)
@@ -121,8 +127,8 @@ class StepBatchNorm(nn.Module):
         with torch.no_grad():
             unbiased = var * count / (count - 1).clamp(min=1)
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                old = running[:used]
-                running[:used] += self.momentum * (count > 0) * (new.to(old.dtype) - old)
+                old = running[first_step : first_step + used]
+                old += self.momentum * (count > 0) * (new.to(old.dtype) - old)
         return mean, var
 
     def extra_repr(self) -> str:

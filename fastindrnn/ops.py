@@ -42,8 +42,9 @@ class backend:
         ValueError: for another name.
 
     Example:
+        >>> rnn = fastindrnn.IndRNN(10, 20)
         >>> with fastindrnn.backend("reference"):
-        ...     output, h_n = layer(x)
+        ...     output, h_n = rnn(torch.randn(5, 3, 10))
     """
 
     current: str | None = None
@@ -76,14 +77,15 @@ def check_backend(device: torch.device) -> None:
                 "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 before triton is "
                 f"imported, but they are on {device}"
             )
-    if name is None and kind not in ("cpu", "cuda", "xpu", "meta"):
+    if name is None and kind not in ("cpu", "cuda", "meta"):
         raise ValueError(
             f"no kernels for device {device}; fastindrnn.backend('reference') runs anywhere"
         )
 
 
 def _kernels(tensor):
-    if backend.current == "triton" or (backend.current is None and tensor.device.type != "cpu"):
+    """Those of the tensor's device, also in a backward that runs under another choice."""
+    if backend.current == "triton" or tensor.device.type != "cpu":
         from .kernels import launch
 
         return launch
@@ -186,11 +188,12 @@ def _unflatten(rows, like):
 
 
 def _indrnn_autocast(device_type):
-    """The product in autocast's dtype; u, bias in the recurrence's range, and states as they are:
-    rounding u to bfloat16 would end its memory after some hundred steps."""
+    """The product and its bias in autocast's dtype; u and states as they are: rounding u to
+    bfloat16 would end its memory after some hundred steps."""
 
     def call(x, weight, bias, u, h0, *options):
-        dtype = torch.get_autocast_dtype(device_type)
+        # As everywhere, autocast leaves float64 alone.
+        dtype = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):
             bias = None if bias is None else bias.to(dtype)
             return torch.ops.fastindrnn.indrnn(x.to(dtype), weight.to(dtype), bias, u, h0, *options)
@@ -218,7 +221,8 @@ def _first_gradients(saved, options, grad_h, grad_h_n):
         grad_clip if mode == "message" else None,
     )
     if grad_clip is not None and mode == "result":
-        grads = [grad.clamp(-grad_clip, grad_clip) for grad in grads]
+        grad_a, grad_u, grad_h0 = (grad.clamp(-grad_clip, grad_clip) for grad in grads[:3])
+        grads = grad_a, grad_u, grad_h0, grad_a.sum(tuple(range(grad_a.dim() - 1)))
     grad_a, grad_u, grad_h0, grad_b = grads
     return grad_a, grad_u, None if h0 is None else grad_h0, grad_b
 
@@ -246,13 +250,7 @@ def _indrnn_gradient(ctx, grad_h, grad_h_n):
     rows = _flatten(grad_a, grad_a)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x = _unflatten(rows @ weight, grad_a) if needs_x else None
-    grad_weight = None
-    if needs_weight:
-        lengths = saved[3]
-        if lengths is not None:  # padding may hold NaN, and 0 * NaN is not 0
-            padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-            x = x.masked_fill(padding[..., None], 0)
-        grad_weight = rows.t() @ _flatten(x, grad_a)
+    grad_weight = rows.t() @ _flatten(x, grad_a) if needs_weight else None
     grad_bias = grad_b if needs_bias else None
     return grad_x, grad_weight, grad_bias, grad_u, grad_h0, *[None] * 7
 
@@ -266,7 +264,7 @@ def _scan_backward_setup(ctx, inputs, output):
 torch.library.register_fake("fastindrnn::scan", _scan_fake, lib=_library)
 torch.library.register_fake("fastindrnn::scan_backward", _scan_backward_fake, lib=_library)
 torch.library.register_fake("fastindrnn::indrnn", _indrnn_fake, lib=_library)
-for _device in ("CPU", "CUDA", "XPU"):
+for _device in ("CPU", "CUDA"):
     _library.impl("scan", _scan, _device)
     _library.impl("scan_backward", _scan_backward, _device)
     _library.impl("indrnn", _indrnn, _device)

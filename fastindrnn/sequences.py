@@ -104,15 +104,15 @@ class Entered:
     # Sequence i of the rows is sequence order[i] of the states given, as in a PackedSequence.
     order: Tensor | None = None
 
-    def states(self, hx: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    def states(self, hx: Tensor | None, shape: tuple[int, ...], name: str = "hx") -> Tensor | None:
         """Given states (..., B, units), checked, in the order of the rows' sequences."""
         if hx is None:
             return None
         expected = (*shape[:-1], *((self.sequences.batch,) if self.has_batch else ()), shape[-1])
         if not isinstance(hx, Tensor):
-            raise TypeError(f"hx must be a tensor, but is {type(hx).__name__}")
+            raise TypeError(f"{name} must be a tensor, but is {type(hx).__name__}")
         if hx.shape != expected:
-            raise ValueError(f"hx must be {expected}, but is {tuple(hx.shape)}")
+            raise ValueError(f"{name} must be {expected}, but is {tuple(hx.shape)}")
         hx = hx if self.has_batch else hx.unsqueeze(-2)
         return hx if self.order is None else hx.index_select(-2, self.order)
 

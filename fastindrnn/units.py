@@ -259,7 +259,10 @@ class Stack(nn.Module):
     def step(
         self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """One time step, for streams: the same numbers as the full pass.
+        """One time step, for streams: the same numbers as the full pass, to rounding.
+
+        The state has the input's dtype. In bfloat16 and float16, which round it at every step, a
+        neuron remembers for some hundred steps at most: keep streams in float32.
 
         Args:
             x_t: (B, I) or (I,).
@@ -270,6 +273,8 @@ class Stack(nn.Module):
         Returns:
             y_t (B, features) or (features,), and the state for the next step.
         """
+        if not isinstance(x_t, Tensor):
+            raise TypeError(f"x_t must be a tensor, but is {type(x_t).__name__}")
         if x_t.dim() not in (1, 2) or x_t.shape[-1] != self.input_size:
             raise ValueError(
                 f"x_t must be (batch, {self.input_size}) or ({self.input_size},), "
@@ -277,7 +282,7 @@ class Stack(nn.Module):
             )
         has_batch = x_t.dim() == 2
         entered = enter(x_t.unsqueeze(-2), self.input_size, True, None, None)
-        state = entered.states(state, self.state_shape())
+        state = entered.states(state, self.state_shape(), "state")
         y, state = self.run_rows(entered.x, entered.sequences, state, first_step=time_step)
         y = y[:, 0] if has_batch else y[0, 0]
         return y, entered.last(state)

@@ -23,6 +23,7 @@ def _shared(in_dims, *sequences):
 
 
 def scan(info, in_dims, a, u, h0, lengths, cu_seqlens, resets, *options):
+    """The rule of fastindrnn::scan: a scan of n times the channels."""
     n = info.batch_size
     sequences = _shared(in_dims[3:6], lengths, cu_seqlens, resets)
     merged = [_merge(x, dim, n) for x, dim in zip((a, u, h0), in_dims[:3], strict=True)]
@@ -31,6 +32,7 @@ def scan(info, in_dims, a, u, h0, lengths, cu_seqlens, resets, *options):
 
 
 def scan_backward(info, in_dims, grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, resets, *options):
+    """The rule of fastindrnn::scan_backward."""
     n = info.batch_size
     sequences = _shared(in_dims[5:8], lengths, cu_seqlens, resets)
     tensors = (grad_h, grad_h_n, h, u, h0)
@@ -40,6 +42,8 @@ def scan_backward(info, in_dims, grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens
 
 
 def indrnn(info, in_dims, x, weight, bias, u, h0, *options):
+    """The rule of fastindrnn::indrnn: a batch of products, then one scan."""
+
     def front(y, dim):
         """The mapped dimension, or one of size 1, first."""
         return y.unsqueeze(0) if dim is None else y.movedim(dim, 0)

@@ -35,7 +35,8 @@ def zoneout_scan(
         a, valid = a.flip(1), valid.flip(1)
     state = a.new_zeros(a.shape[0], a.shape[2]) if h0 is None else h0.to(a.dtype)
     if training:
-        active = (torch.rand_like(a) >= probability) & valid[..., None]
+        draws = torch.rand(a.shape, device=a.device)
+        active = (draws >= probability) & valid[..., None]
         h, h_n = _over_active_steps(a, u, state, active, **options)
     else:
         h, h_n = _expected(a, u, state, probability, valid, **options)
@@ -48,6 +49,9 @@ def _over_active_steps(a, u, state, active, **options):
     if a.shape[1] == 0:
         return a, state
     together = torch.argsort(active.logical_not().to(torch.uint8), dim=1, stable=True)
+    # Behind the active steps run as many others, whose states must not overflow where |u| > 1.
+    idle = 0.0 if options["nonlinearity"] == "identity" else torch.finfo(a.dtype).min
+    a = a.masked_fill(active.logical_not(), idle)
     h, _ = indrnn_scan(a.gather(1, together), u, state, **options)
     passed = active.cumsum(1)
     h = h.gather(1, (passed - 1).clamp(min=0))

@@ -143,7 +143,7 @@ def _prefetch_line(typing_context, address, index, like):
 
 @njit(inline="always")
 def _prefetch(address, index, count, like):
-    for j in range(0, count, 16):
+    for j in range(0, count, 8):  # a cache line of float64, half of one of float32
         _prefetch_line(address, index + j, like)
 
 
@@ -170,13 +170,17 @@ def _share(items):
 
 @njit(inline="always")
 def _extent(x, b):
-    """First row of sequence b, its length, and how many rows of the output are its own."""
+    """First row of sequence b, its length, and how many rows of the output are its own.
+
+    Compiled code does not look at the values: one out of range must not leave the tensor.
+    """
     if x.cu_seqlens:
         bounds = _row(x.cu_seqlens, b, 2, np.int64(0))
-        length = bounds[1] - bounds[0]
-        return bounds[0], length, length
+        begin = min(max(bounds[0], 0), x.T)
+        length = min(max(bounds[1], begin), x.T) - begin
+        return begin, length, length
     if x.lengths:
-        return np.int64(0), _row(x.lengths, b, 1, np.int64(0))[0], x.T
+        return np.int64(0), min(max(_row(x.lengths, b, 1, np.int64(0))[0], 0), x.T), x.T
     return np.int64(0), x.T, x.T
 
 
@@ -430,7 +434,7 @@ def _blocks(B, N, threads):
         if math.ceil(items / threads) * threads <= 1.1 * items:
             break
         blocks += 1
-    return blocks
+    return math.ceil(N / math.ceil(N / blocks))  # none of them empty
 
 
 @functools.cache

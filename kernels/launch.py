@@ -168,7 +168,7 @@ def scan_backward(
             **walk,
             **OPTIONS,
         )
-    grad_b = grad_a.flatten(0, -2).sum(0)
+    grad_b = grad_a.sum(tuple(range(grad_a.dim() - 1)))
     return grad_a, grad_u.sum((0, 1)).to(u.dtype), grad_h0, grad_b
 
 

@@ -189,6 +189,8 @@ def test_meta_device(make):
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
     assert all(p.isfinite().all() for p in module.parameters())
+    biases = [p for name, p in module.named_parameters() if "bias" in name]
+    assert not any(bias.any() for bias in biases)
     assert module(torch.randn(9, 3, 5))[0].isfinite().all()
 
 

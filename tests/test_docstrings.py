@@ -26,7 +26,7 @@ def examples():
                 yield pytest.param(test, id=test.name)
 
 
-@pytest.mark.parametrize("example", examples())
+@pytest.mark.parametrize("example", list(examples()))
 def test_example_runs(example):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     report = []
@@ -42,7 +42,7 @@ def public():
                 yield pytest.param(value, id=f"{module.__name__}.{name}")
 
 
-@pytest.mark.parametrize("value", public())
+@pytest.mark.parametrize("value", list(public()))
 def test_public_names_are_documented(value):
     if inspect.isclass(value) or inspect.isfunction(value):
         assert inspect.getdoc(value), "no docstring"

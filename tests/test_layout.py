@@ -35,7 +35,6 @@ RANK = {
     "interop": 8,
     "onnx": 8,
     "memory": 7,
-    "distributed": 7,
     "__init__": 9,
     "__main__": 10,
 }

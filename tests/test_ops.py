@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from fastindrnn.kernels import reference
+from fastindrnn.kernels import cpu, reference
 from hypothesis import given, settings
 from scan_cases import Case, cases, inputs
 from tolerance import assert_close_to_reference
@@ -78,6 +78,50 @@ def test_layer_gradients(time_first, has_bias):
     h = call(*wanted)[0]
     assert h.stride(-1) == 1
     assert (h.stride(0) < h.stride(1)) == time_first
+
+
+@pytest.mark.parametrize("mode", ["message", "result"])
+def test_layer_clip_modes(mode):
+    """The bias, as the weight, gets the sum of clipped gradients, not a clipped sum."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 40, 2), (5, 2), (5,), (5,), (3, 5))
+    arguments = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
+    grads = []
+    for backend in (None, "reference"):
+        with fastindrnn.backend(backend):
+            h, _ = indrnn(*arguments, grad_clip=0.3, grad_clip_mode=mode)
+            grads.append(torch.autograd.grad(h.square().sum(), arguments))
+    torch.testing.assert_close(*grads)
+    assert grads[0][2].abs().max() > 0.3
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_nan_in_the_padding_reaches_nothing(backend):
+    x, w = torch.randn(3, 7, 2), torch.randn(5, 2, requires_grad=True)
+    b, u = torch.randn(5, requires_grad=True), torch.rand(5, requires_grad=True)
+    lengths = torch.tensor([7, 3, 0])
+    x[torch.arange(7) >= lengths[:, None]] = torch.nan
+    x.requires_grad_()
+    with fastindrnn.backend(backend):
+        h, h_n = indrnn(x, w, b, u, lengths=lengths)
+        grads = torch.autograd.grad(h.sum() + h_n.sum(), (x, w, b, u))
+    assert all(value.isfinite().all() for value in (h, h_n, *grads))
+
+
+def test_lengths_out_of_range_stay_within_the_tensor():
+    """Compiled code does not look at the values of lengths: the loops bound them."""
+    a, u = torch.ones(2, 3, 4), torch.ones(4)
+    for wrong in (1_000_000, -1_000_000):
+        for reverse in (False, True):
+            lengths = torch.tensor([wrong, 3])
+            h = torch.empty_like(a)
+            options = {"lengths": lengths, "reverse": reverse}
+            cpu.scan_forward(a, u, None, h, **options)
+            cpu.scan_backward(a, None, h, u, None, **options)
+            assert torch.equal(h[0, :, 0] == 0, torch.full((3,), wrong < 0))
 
 
 def test_layer_keeps_no_preactivation():

@@ -20,9 +20,11 @@ def steps(command):
     return [shlex.split(part) for part in command.split(" && ")]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_python_runs(code):
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+def test_python_runs():
+    """One block after the other, each with what those before it have made."""
+    names = {"__name__": "readme"}
+    for code in PYTHON:
+        exec(compile(code, "README.md", "exec"), names)
 
 
 def test_there_is_an_example_and_two_commands():

@@ -11,6 +11,8 @@ from fastindrnn.kernels import cpu, reference
 from hypothesis import given, settings
 from scan_cases import Case, cases, check_scan, inputs
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 
 @settings(max_examples=300, deadline=None)
 @given(cases(T=60, N=130))
@@ -28,6 +30,26 @@ def test_large_shapes_on_several_threads(shape, dtype):
             cpu.scan_forward,
             cpu.scan_backward,
         )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_long_rows_of_time_first_batches(reverse):
+    """All sequences of a step lie in one row, wider than one run of channels."""
+    case = Case(33, 50, 129, reverse=reverse, time_first=True, grad_clip=2.0)
+    check_scan(case, cpu.scan_forward, cpu.scan_backward)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
+def test_empty(shape):
+    B, _, N = shape
+    a, u, h0 = torch.randn(shape), torch.rand(N), torch.randn(B, N)
+    h = torch.empty_like(a)
+    h_n = cpu.scan_forward(a, u, h0, h)
+    grads = cpu.scan_backward(torch.randn(shape), torch.ones(B, N), h, u, h0)
+    assert [grad.shape for grad in grads] == [shape, (N,), (B, N), (N,)]
+    if shape[1] == 0:
+        assert torch.equal(h_n, h0)
+        assert torch.equal(grads[2], torch.ones(B, N))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -172,8 +194,6 @@ def test_without_a_folder_for_the_cache(tmp_path):
     """Where nothing can be written, the loops are compiled for this process alone."""
     script = """if True:
         import numba.core.caching, torch
-        class Nowhere(numba.core.caching.CacheImpl):
-            _locator_classes = []
         numba.core.caching.CodeLibraryCacheImpl._locator_classes = []
         numba.core.caching.CompileResultCacheImpl._locator_classes = []
         from fastindrnn.kernels import cpu

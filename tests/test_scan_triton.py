@@ -13,13 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) enc.*:RuntimeWarning")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _poison():
-    """What kernels allocate is NaN until written."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def on_device(x):

@@ -211,6 +211,11 @@ def test_step_norm_is_a_batch_norm_for_each_step():
     expected = [theirs[min(t, 3)].eval()(longer[:, t]) for t in range(6)]
     torch.testing.assert_close(ours(longer, sequences), torch.stack(expected, 1))
     ours.train()
+    ours(x[:, 3:], sequences, 3)  # a stream's fourth step
+    for norm in theirs:
+        norm.train()
+    theirs[3](x[:, 3])
+    torch.testing.assert_close(ours.running_var, torch.stack([n.running_var for n in theirs]))
     with pytest.raises(ValueError, match="norm_steps must be at least the input's 6 time steps"):
         ours(longer, sequences)
 
@@ -251,7 +256,7 @@ def test_dropout_is_one_mask_over_time(packed):
         ),
         (lambda m, p: m.step(torch.zeros(4, 2, 5)), ValueError, r"x_t must be \(batch, 5\)"),
         (lambda m, p: m.step(torch.zeros(4)), ValueError, r"x_t must be \(batch, 5\)"),
-        (lambda m, p: m.step(torch.zeros(4, 5), torch.zeros(1, 4, 6)), ValueError, "hx must be"),
+        (lambda m, p: m.step(torch.zeros(4, 5), torch.zeros(1, 4, 6)), ValueError, "state must be"),
     ],
 )
 def test_wrong_inputs(call, error, words):

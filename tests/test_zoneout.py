@@ -37,7 +37,7 @@ def test_definition(padded, reverse, training):
     kept = None
     if training:
         torch.manual_seed(1)
-        kept = torch.rand_like(a) < p
+        kept = torch.rand(a.shape) < p
         kept = kept.flip(1) if reverse else kept
     expected = definition(a, u, h0, kept, p, valid, reverse)
     torch.testing.assert_close(actual, expected)
