@@ -18,27 +18,19 @@ written to its own small buffer and then copied to h: the compiler can prove tha
 overlaps nothing, so that it needs no check, and h may lie on a (0.45 ms at (32, 1000, 128) against
 1.15 ms with the state read from h).
 
-Threads: the loops run on the OpenMP team that torch's own operators run on, through
-`GOMP_parallel`, which both GNU's and LLVM's runtime export. A second pool would fight with torch's
-threads, which spin after each operator: 1.1 ms against 0.56 ms for a scan straight after a Linear
-of (32, 1000, 128), on 2 cores. A team belongs to the thread that calls, so concurrent calls are
-safe. After a fork the runtime's threads are gone: the child runs on one thread, as torch's
-DataLoader workers do. Where torch's runtime does not export the function (Windows), so does
-everyone.
+Threads: those of torch, see `team`.
 """
 
-import ctypes
 import functools
 import math
-import os
-from pathlib import Path
 
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 import torch
 from numba import carray, cfunc, from_dtype, njit, types
 from numba.extending import intrinsic
+
+from . import team
 
 BOUNDS = {
     "relu": (0.0, np.inf),
@@ -49,9 +41,6 @@ BOUNDS = {
 }
 # The loop adds the bias for free; in the matrix product it would be one more pass over memory.
 ADDS_BIAS = True
-# Below this many elements a second thread costs more than it saves; torch's own operators use the
-# same number.
-_SERIAL = 32768
 # Runs of channels: at most what fits the first-level cache with u and two buffers, at least a few
 # cache lines.
 _WIDEST, _NARROWEST = 1024, 64
@@ -70,45 +59,7 @@ _ARGUMENTS = np.dtype(
 )
 
 
-class _Team:
-    """torch's OpenMP runtime, or a stand-in of one thread."""
-
-    def __init__(self):
-        self.forked = False
-        folder = Path(torch.__file__).parent / "lib"
-        names = ("libtorch_cpu.so", "libtorch_cpu.dylib")
-        try:
-            library = ctypes.CDLL(str(next(p for name in names if (p := folder / name).exists())))
-            self.parallel = library.GOMP_parallel
-            self.functions = library.omp_get_thread_num, library.omp_get_num_threads
-        except (StopIteration, OSError, AttributeError):
-            integer = ctypes.CFUNCTYPE(ctypes.c_int)
-            self.parallel = None
-            self.functions = integer(lambda: 0), integer(lambda: 1)
-        else:
-            address, number = ctypes.c_void_p, ctypes.c_uint
-            self.parallel.argtypes = [address, address, number, number]
-            self.parallel.restype = None
-        for name, function in zip(("thread_num", "num_threads"), self.functions, strict=True):
-            llvm.add_symbol(f"fastindrnn_{name}", ctypes.cast(function, ctypes.c_void_p).value)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
-
-    def _after_fork(self):
-        self.forked = True
-
-    def run(self, function, arguments, elements):
-        pointer = arguments.ctypes.data
-        threads = torch.get_num_threads()
-        if threads == 1 or elements < _SERIAL or self.forked or self.parallel is None:
-            function.ctypes(pointer)
-        else:
-            self.parallel(function.address, pointer, threads, 0)
-
-
-_team = _Team()
-_thread_num = types.ExternalFunction("fastindrnn_thread_num", types.int32())
-_num_threads = types.ExternalFunction("fastindrnn_num_threads", types.int32())
+_thread_num, _num_threads = team.thread_num, team.num_threads
 
 
 @intrinsic
@@ -164,8 +115,8 @@ def _flush(z, tiny):
 @njit(inline="always")
 def _share(items):
     """The range of work items of the thread that calls."""
-    team, member = _num_threads(), _thread_num()
-    return items * member // team, items * (member + 1) // team
+    members, member = _num_threads(), _thread_num()
+    return items * member // members, items * (member + 1) // members
 
 
 @njit(inline="always")
@@ -422,7 +373,7 @@ def _run(make, rows, states, sequences, nonlinearity, reverse, grad_clip=None):
     x["T"], x["N"], x["reverse"], x["tanh"] = h.shape[-2], N, reverse, nonlinearity == "tanh"
     x["lo"], x["hi"] = BOUNDS[nonlinearity]
     x["clip"] = np.inf if grad_clip is None else grad_clip
-    _team.run(_compiled(make, h.dtype), arguments, h.numel())
+    team.run(_compiled(make, h.dtype), arguments, h.numel())
 
 
 def _blocks(B, N, threads):

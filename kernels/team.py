@@ -1,0 +1,73 @@
+"""Compiled loops on the OpenMP team that torch's own operators run on.
+
+The way in is `GOMP_parallel`, which both GNU's and LLVM's runtime export. A second pool would fight
+with torch's threads, which spin for a while after each operator: a scan straight after a Linear of
+(32, 1000, 128) took 1.1 ms on a pool of its own and 0.56 ms on the team, with 2 cores. A team
+belongs to the thread that calls, so that concurrent calls are safe. After a fork the runtime's
+threads are gone: the child runs on one thread, as torch's DataLoader workers do. So does everyone
+where torch's runtime does not export the function (Windows).
+"""
+
+import ctypes
+import os
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import torch
+from numba import types
+
+# Below this many elements a second thread costs more than it saves; torch's own operators use the
+# same number.
+_SERIAL = 32768
+
+
+class _Team:
+    """torch's OpenMP runtime, or a stand-in of one thread."""
+
+    def __init__(self):
+        self.forked = False
+        folder = Path(torch.__file__).parent / "lib"
+        names = ("libtorch_cpu.so", "libtorch_cpu.dylib")
+        try:
+            library = ctypes.CDLL(str(next(p for name in names if (p := folder / name).exists())))
+            self.parallel = library.GOMP_parallel
+            self.functions = library.omp_get_thread_num, library.omp_get_num_threads
+        except (StopIteration, OSError, AttributeError):
+            integer = ctypes.CFUNCTYPE(ctypes.c_int)
+            self.parallel = None
+            self.functions = integer(lambda: 0), integer(lambda: 1)
+        else:
+            address, number = ctypes.c_void_p, ctypes.c_uint
+            self.parallel.argtypes = [address, address, number, number]
+            self.parallel.restype = None
+        for name, function in zip(("thread_num", "num_threads"), self.functions, strict=True):
+            llvm.add_symbol(f"fastindrnn_{name}", ctypes.cast(function, ctypes.c_void_p).value)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self):
+        self.forked = True
+
+    def run(self, function, arguments, elements):
+        pointer = arguments.ctypes.data
+        threads = torch.get_num_threads()
+        if threads == 1 or elements < _SERIAL or self.forked or self.parallel is None:
+            function.ctypes(pointer)
+        else:
+            self.parallel(function.address, pointer, threads, 0)
+
+
+_team = _Team()
+
+# For compiled code: the calling thread's number in its team, and how many there are.
+thread_num = types.ExternalFunction("fastindrnn_thread_num", types.int32())
+num_threads = types.ExternalFunction("fastindrnn_num_threads", types.int32())
+
+
+def run(function, arguments, elements):
+    """Every thread of the team calls a numba cfunc with the address of the array `arguments`.
+
+    function: a cfunc of one pointer, which takes its share by `thread_num` and `num_threads`.
+    elements: how much there is to do; a little is done by the calling thread alone.
+    """
+    _team.run(function, arguments, elements)
