@@ -10,10 +10,10 @@ from scan_cases import Case, cases, check_scan, inputs
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # States that outgrow their dtype are part of these tests; numpy, the interpreter's engine, warns.
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) enc.*:RuntimeWarning")
-
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:(overflow|invalid value) enc.*:RuntimeWarning"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 
 def on_device(x):
