@@ -94,7 +94,7 @@ def _prefetch_line(typing_context, address, index, like):
 
 @njit(inline="always")
 def _prefetch(address, index, count, like):
-    for j in range(0, count, 8):  # a cache line of float64, half of one of float32
+    for j in range(0, count, 16):  # a cache line of float32
         _prefetch_line(address, index + j, like)
 
 

@@ -126,7 +126,7 @@ def test_a_run_writes_report_plot_and_lines(finished, data):
     assert 0 <= content["test"]["accuracy"] <= 1
     assert (folder / "curves.png").read_bytes()[1:4] == b"PNG"
     assert re.search(r"step +10 +loss \d\.\d+ +accuracy \d+\.\d+% +\d+\.\d steps/s", output)
-    assert re.search(r"epoch 3: validation \d+\.\d+ %, loss", output), "no log for this network"
+    assert re.search(r"epoch 3: validation \d+\.\d+ %, with", output), "no log for this network"
 
 
 def test_a_killed_run_ends_as_if_it_never_had_been(finished, data, tmp_path):
