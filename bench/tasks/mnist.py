@@ -213,8 +213,8 @@ def evaluate(model, images, labels):
 def with_settled_norms(model, images, batch):
     """A copy whose batch norms have the statistics of SETTLING batches at the weights as they are.
 
-    The running ones are of the last ten steps or so, in which the states move: a change of 0.002 in
-    u, ten steps of Adam, changes u^784 nearly five-fold.
+    The running ones lag behind weights that move: a change of 0.002 in u, ten steps of Adam,
+    changes u^784 nearly five-fold.
     """
     model = copy.deepcopy(model).eval()
     for norm in model.modules():
