@@ -8,7 +8,7 @@ in `scan`; the maps are those of `clamped_affine`.
 import triton
 import triton.language as tl
 
-from .clamped_affine import append, apply, constant, identity, saturate, stopped
+from .clamped_affine import append, apply, constant, finish, identity, stopped
 from .walk import load_rows, program, walk_rows, within
 
 
@@ -95,7 +95,7 @@ def _scan_fold_kernel(
                     killed |= resets[r]
                 P, Q, E0, E1 = constant(killed, 0.0, P, Q, E0, E1)
         extra = zeros
-    P, Q = saturate(P, Q, lo)
+    P, Q, E0, E1 = finish(P, Q, E0, E1, u, lo, hi)
 
     map_ptrs = map_ptr + (b * CHUNKS + chunk) * 4 * N + offs_n
     tl.store(map_ptrs, P, mask=mask)

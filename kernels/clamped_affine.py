@@ -68,14 +68,18 @@ def stopped(h, lo, hi):
 
 
 @triton.jit
-def identity(like, lo, hi):
-    """The run of no steps: P, Q and the ends of the domain."""
-    P = tl.zeros_like(like)
+def identity(u, lo, hi):
+    """The run of no steps: P, Q and the ends of the domain.
+
+    Without an upper bound the images of the upper end are bounds where u < 0 only, and elsewhere
+    are not followed. Half of the largest number, times such a u, is not infinite at once.
+    """
+    P = tl.zeros_like(u)
     E0 = P
     E1 = P
     if lo is not None:
         E0 += lo
-        E1 += largest(like.dtype) if hi is None else hi
+        E1 += tl.where(u < 0.0, 0.5 * largest(u.dtype), lo) if hi is None else hi
     return P, P + 1.0, E0, E1
 
 
@@ -84,7 +88,7 @@ def append(p, q, P, Q, E0, E1, lo, hi):
     """The run (P, Q, E0, E1) followed by one step."""
     if lo is not None:
         E0 = step(p, q, E0, lo, hi)
-        E1 = step(p, q, E1, lo, largest(P.dtype) if hi is None else hi)
+        E1 = step(p, q, E1, lo, hi)
     return step(p, q, P, None, None), q * Q, E0, E1
 
 
@@ -96,15 +100,18 @@ def constant(where, value, P, Q, E0, E1):
 
 
 @triton.jit
-def saturate(P, Q, lo):
-    """P and Q without infinities, so that P + Q*s forms no inf - inf and no 0*inf.
+def finish(P, Q, E0, E1, u, lo, hi):
+    """The run ready for `apply`: without infinities in P and Q, so that P + Q*s forms no inf - inf
+    and no 0*inf, and with the bound of maps that have none above.
 
     Between bounds a NaN of P goes too: where it belongs there, E0 is NaN as well.
     """
     most = largest(P.dtype)
     if lo is not None:
         P = tl.minimum(tl.maximum(P, -most), most)
-    return P, clamp(Q, -most, most)
+        if hi is None:
+            E1 = tl.where(u < 0.0, E1, most)
+    return P, clamp(Q, -most, most), E0, E1
 
 
 @triton.jit
