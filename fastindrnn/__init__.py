@@ -2,8 +2,9 @@
 
 from . import fold, functional, init, interop, memory, onnx
 from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
+from .cell import IndRNNCell
 from .constraint import constrain_, constrain_after_step, recurrent_max_for
-from .layers import IndRNN, IndRNNCell
+from .layers import IndRNN
 from .ops import backend
 from .optim import parameter_groups
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import DenseIndRNN, ResidualIndRNN
-from .layers import IndRNN, IndRNNCell
+from .cell import IndRNNCell
+from .layers import IndRNN
 from .norm import SequenceLayerNorm, StepBatchNorm
 from .units import Unit
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functional import GradClipMode, Nonlinearity, check_options
+from .checks import GradClipMode, Nonlinearity, check_options
 from .norm import Norm, NormPosition, check_norm
 from .sequences import Sequences
 from .units import (

@@ -1,18 +1,25 @@
 """The recurrence as functions: check the arguments, call the operators."""
 
-import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from . import ops
+from . import ops, projected
+from .checks import (
+    GradClipMode,
+    Nonlinearity,
+    Strategy,
+    check_layer,
+    check_options,
+    check_recurrence,
+    check_rows,
+)
 from .kernels import reference
 
 ACTIVATIONS = reference.ACTIVATIONS
-Nonlinearity = Literal["relu", "identity", "hardtanh", "relu6", "tanh"]
-GradClipMode = Literal["message", "result"]
 
 
 def indrnn_scan(
@@ -60,10 +67,10 @@ def indrnn_scan(
         >>> a, u = torch.randn(2, 100, 64), torch.rand(64)
         >>> h, h_n = indrnn_scan(a, u)
     """
-    _check_floating("a", a)
-    _check_rows("a", a, cu_seqlens)
-    _check_scan(a, a.shape[-1], u, h0, lengths, cu_seqlens, resets)
+    check_rows("a", a, lengths, cu_seqlens, resets)
+    check_recurrence(a, a.shape[-1], u, h0, cu_seqlens)
     check_options(nonlinearity, grad_clip, grad_clip_mode)
+    ops.check_backend(a.device)
     if ops.backend.current == "reference":
         return reference.scan(
             a,
@@ -77,7 +84,7 @@ def indrnn_scan(
             grad_clip=grad_clip,
             grad_clip_mode=grad_clip_mode,
         )
-    return torch.ops.fastindrnn.scan(
+    return ops.scan(
         a,
         u,
         h0,
@@ -98,6 +105,8 @@ def indrnn(
     u: Tensor,
     h0: Tensor | None = None,
     *,
+    strategy: Strategy = "auto",
+    bidirectional: bool = False,
     nonlinearity: Nonlinearity = "relu",
     reverse: bool = False,
     lengths: Tensor | None = None,
@@ -106,46 +115,143 @@ def indrnn(
     grad_clip: float | None = None,
     grad_clip_mode: GradClipMode = "message",
 ) -> tuple[Tensor, Tensor]:
-    """One layer: h_t = f(W x_t + b + u * h_{t-1}). The projection W x_t + b is not kept for the
-    backward.
+    """One layer: h_t = f(W x_t + b + u * h_{t-1}).
+
+    Memory: for the backward x and h are kept (with `lengths` a copy of x whose padding is 0), and
+    nothing else of their size; not the projection W x_t + b.
 
     Args:
         x: input (B, T, K), or (total, K) with `cu_seqlens`; any strides.
         weight: W (N, K), of x's dtype (under autocast both are cast).
         bias: b (N,), of x's dtype, or None.
-        u, h0 and the options: as in `indrnn_scan`; with "result", `grad_clip` bounds the gradients
-            of W x_t + b, u and h0.
+        strategy: how projection and recurrence share the work. "fused": one kernel, in which the
+            recurrence takes the projection from registers; on a GPU alone, and not for float64 or
+            tanh. "split": the projection by PyTorch's matrix product, then the recurrence in
+            place; on a GPU over slices of time that stay in its cache. "auto": by the shape,
+            whichever is faster. The backend "reference" takes no notice of it.
+        bidirectional: the first N/2 channels walk as `reverse` says, the others the opposite way.
+        u, h0 and the other options: as in `indrnn_scan`; with "result", `grad_clip` bounds the
+            gradients of W x_t + b, u and h0.
 
     Returns:
         h (B, T, N) or (total, N), in x's order of batch and time in memory; h_n (B, N).
 
     Raises:
-        TypeError, ValueError: an argument does not fit; raised before any computation.
+        TypeError, ValueError: an argument does not fit, or the strategy cannot serve the arguments;
+            raised before any computation.
 
     Source: Li et al. 2018, arXiv 1803.04831, equation 4.
     """
-    _check_floating("x", x)
-    _check_rows("x", x, cu_seqlens)
-    _check_floating("weight", weight)
-    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+    check_rows("x", x, lengths, cu_seqlens, resets)
+    check_options(nonlinearity, grad_clip, grad_clip_mode, strategy)
+    check_layer(x, weight, bias, u, h0, cu_seqlens)
+    if not isinstance(bidirectional, bool):
+        raise TypeError(f"bidirectional must be a bool, but is {type(bidirectional).__name__}")
+    if bidirectional and weight.shape[0] % 2:
         raise ValueError(
-            f"weight must be (hidden, {x.shape[-1]}) for x {_shape(x)}, but is {_shape(weight)}"
+            f"bidirectional needs as many channels in each direction, but weight is "
+            f"{tuple(weight.shape)}"
         )
-    _check_like("weight", weight, x)
-    N = weight.shape[0]
-    if bias is not None:
-        _check_floating("bias", bias)
-        _check_shape("bias", bias, (N,))
-        _check_like("bias", bias, x)
-    _check_scan(x, N, u, h0, lengths, cu_seqlens, resets)
-    check_options(nonlinearity, grad_clip, grad_clip_mode)
     if lengths is not None:
         # What stands in the padding must not reach the weight's gradient, and 0 * NaN is not 0.
         padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
         x = x.masked_fill(padding[..., None], 0)
+    options = lengths, cu_seqlens, resets, nonlinearity, reverse, bidirectional, strategy
+    return run_layer(x, weight, bias, u, h0, *options, grad_clip, grad_clip_mode)
+
+
+def run_layer(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`indrnn` for layers, with all options, in the operator's order: resets, nonlinearity,
+    reverse, bidirectional, strategy, grad_clip, grad_clip_mode. Layers have checked them and the
+    sequences, and their rows are 0 in the padding."""
+    check_layer(x, weight, bias, u, h0, cu_seqlens)
+    ops.check_backend(x.device)
     if ops.backend.current == "reference":
+        return _run_reference(x, weight, bias, u, h0, lengths, cu_seqlens, *options)
+    lengths, cu_seqlens = _int64(lengths), _int64(cu_seqlens)
+    return projected.indrnn(x, weight, bias, u, h0, lengths, cu_seqlens, *options)
+
+
+def run_step(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, h: Tensor | None) -> Tensor:
+    """A step of a layer with relu in inference: x (..., K), h (..., N) to the next h.
+
+    PyTorch's own operations take it less time than a kernel takes to be called. As in the compiled
+    loops, a state that fades is 0 before its numbers are too small to be normal ones.
+    """
+    a = linear(x, weight, bias)
+    if h is not None:
+        a.addcmul_(u, h)
+    return torch.threshold_(a, torch.finfo(a.dtype).tiny, 0.0)
+
+
+def takes_step(
+    x: Tensor, weight: Tensor, u: Tensor, h: Tensor | None, nonlinearity: Nonlinearity
+) -> bool:
+    """Whether `run_step` is what `run_layer` would compute for one step, and nobody is to see the
+    operator. In half precision it is not: there the state is float32."""
+    return (
+        nonlinearity == "relu"
+        and x.dtype in (torch.float32, torch.float64)
+        and weight.dtype == u.dtype == x.dtype
+        and weight.device == x.device
+        and (h is None or (h.dtype == x.dtype and h.device == x.device))
+        and ops.backend.current is None
+        and not ops.is_watched(x, weight, u, h)
+    )
+
+
+def run_stack(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    us: Sequence[Tensor],
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`run_layer` for layers one on the other: biases () or one for each, h0 (L, B, N), no option
+    bidirectional. Returns h of the last layer and h_n (L, B, N)."""
+    rows = x
+    for layer, (weight, u) in enumerate(zip(weights, us, strict=True)):
+        bias = biases[layer] if biases else None
+        check_layer(rows, weight, bias, u, None if h0 is None else h0[layer], cu_seqlens)
+        rows = x[..., :1].expand(*x.shape[:-1], len(u))  # of the form of h
+    ops.check_backend(x.device)
+    sequences = _int64(lengths), _int64(cu_seqlens)
+    operator = torch.ops.fastindrnn.stack.default
+    h, h_n, _ = operator(x, weights, biases, us, h0, *sequences, *options)
+    return h, h_n
+
+
+def _run_reference(
+    x,
+    weight,
+    bias,
+    u,
+    h0,
+    lengths,
+    cu_seqlens,
+    resets,
+    nonlinearity,
+    reverse,
+    bidirectional,
+    strategy,
+    grad_clip,
+    grad_clip_mode,
+):
+    def run(a, u, h0, reverse):
         return reference.scan(
-            torch.nn.functional.linear(x, weight, bias),
+            a,
             u,
             h0,
             nonlinearity=nonlinearity,
@@ -156,145 +262,15 @@ def indrnn(
             grad_clip=grad_clip,
             grad_clip_mode=grad_clip_mode,
         )
-    return torch.ops.fastindrnn.indrnn(
-        x,
-        weight,
-        bias,
-        u,
-        h0,
-        _int64(lengths),
-        _int64(cu_seqlens),
-        resets,
-        nonlinearity,
-        reverse,
-        grad_clip,
-        grad_clip_mode,
-    )
+
+    a = linear(x, weight, bias)
+    if not bidirectional:
+        return run(a, u, h0, reverse)
+    states = (None, None) if h0 is None else h0.chunk(2, -1)
+    parts = zip(a.chunk(2, -1), u.chunk(2), states, (reverse, not reverse), strict=True)
+    first, second = (run(*part) for part in parts)
+    return torch.cat((first[0], second[0]), -1), torch.cat((first[1], second[1]), -1)
 
 
 def _int64(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.int64).contiguous()
-
-
-def _shape(x: Tensor) -> tuple[int, ...]:
-    return tuple(x.shape)
-
-
-def _check_tensor(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, but is {type(x).__name__}")
-
-
-def _check_floating(name: str, x: Tensor) -> None:
-    _check_tensor(name, x)
-    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, but is {x.dtype}")
-
-
-def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape != shape:
-        raise ValueError(f"{name} must be {shape}, but is {_shape(x)}")
-
-
-def _check_device(name: str, x: Tensor, device: torch.device) -> None:
-    if x.device != device:
-        raise ValueError(f"{name} must be on {device} as the input, but is on {x.device}")
-
-
-def _check_like(name: str, x: Tensor, input: Tensor) -> None:
-    _check_device(name, x, input.device)
-    if x.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise TypeError(f"{name} must be {input.dtype} as the input, but is {x.dtype}")
-
-
-def _check_rows(name: str, x: Tensor, cu_seqlens: Tensor | None) -> None:
-    if cu_seqlens is None and x.dim() != 3:
-        raise ValueError(f"{name} must be (batch, time, channels), but is {_shape(x)}")
-    if cu_seqlens is not None and x.dim() != 2:
-        raise ValueError(f"{name} must be (total, channels) with cu_seqlens, but is {_shape(x)}")
-
-
-def _check_scan(
-    x: Tensor,
-    N: int,
-    u: Tensor,
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    resets: Tensor | None,
-) -> None:
-    if lengths is not None and cu_seqlens is not None:
-        raise ValueError("lengths and cu_seqlens are two ways to say one thing: give one of them")
-    _check_floating("u", u)
-    _check_shape("u", u, (N,))
-    _check_device("u", u, x.device)
-    B, total = x.shape[0], x.shape[-2]
-    if cu_seqlens is not None:
-        _check_integers("cu_seqlens", cu_seqlens, x.device)
-        if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-            raise ValueError(f"cu_seqlens must be (batch + 1,), but is {_shape(cu_seqlens)}")
-        B = cu_seqlens.shape[0] - 1
-        if not _hold(cu_seqlens, lambda x: (x[0] == 0) & (x[-1] == total) & (x.diff() >= 0).all()):
-            raise ValueError(
-                f"cu_seqlens must rise from 0 to {total}, the rows of the input, "
-                f"but is {cu_seqlens.tolist()}"
-            )
-    if lengths is not None:
-        check_lengths(lengths, B, total, x.device)
-    if h0 is not None:
-        _check_floating("h0", h0)
-        _check_shape("h0", h0, (B, N))
-        _check_device("h0", h0, x.device)
-    if resets is not None:
-        _check_tensor("resets", resets)
-        if resets.dtype != torch.bool:
-            raise TypeError(f"resets must be bool, but is {resets.dtype}")
-        _check_shape("resets", resets, tuple(x.shape[:-1]))
-        _check_device("resets", resets, x.device)
-    ops.check_backend(x.device)
-
-
-def check_lengths(lengths: Tensor, B: int, T: int, device: torch.device) -> None:
-    """Raises a TypeError or ValueError unless they are the lengths of B sequences of T steps."""
-    _check_integers("lengths", lengths, device)
-    _check_shape("lengths", lengths, (B,))
-    if not _hold(lengths, lambda x: ((x >= 0) & (x <= T)).all()):
-        raise ValueError(
-            f"lengths must be from 0 to {T}, the input's time steps, but is {lengths.tolist()}"
-        )
-
-
-def _check_integers(name: str, x: Tensor, device: torch.device) -> None:
-    _check_tensor(name, x)
-    if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"{name} must be of an integer dtype, but is {x.dtype}")
-    _check_device(name, x, device)
-
-
-def _hold(x: Tensor, condition: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the values are right; on a GPU a device-side assertion, so that nothing waits."""
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        return True
-    if x.device.type == "cpu":
-        return bool(condition(x))
-    torch._assert_async(condition(x))
-    return True
-
-
-def check_options(nonlinearity: str, grad_clip: float | None, grad_clip_mode: str) -> None:
-    """Raises a TypeError or ValueError unless they are as `indrnn_scan` takes them."""
-    if not isinstance(nonlinearity, str):
-        raise TypeError(f"nonlinearity must be a string, but is {type(nonlinearity).__name__}")
-    if nonlinearity not in ACTIVATIONS:
-        raise ValueError(
-            f"nonlinearity must be one of {', '.join(ACTIVATIONS)}, but is {nonlinearity!r}"
-        )
-    if grad_clip is not None:
-        if isinstance(grad_clip, bool) or not isinstance(grad_clip, (int, float)):
-            raise TypeError(
-                f"grad_clip must be a number or None, but is {type(grad_clip).__name__}"
-            )
-        if not grad_clip > 0 or math.isinf(grad_clip):
-            raise ValueError(f"grad_clip must be positive and finite, or None, but is {grad_clip}")
-    if grad_clip_mode not in ("message", "result"):
-        raise ValueError(f"grad_clip_mode must be 'message' or 'result', but is {grad_clip_mode!r}")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .authors import State, check_nonlinearity, check_state, copy_into, load_authors, to_authors
-from .layers import IndRNN, IndRNNCell
+from .cell import IndRNNCell
+from .layers import IndRNN
 
 __all__ = [
     "load_authors",

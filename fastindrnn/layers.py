@@ -1,13 +1,16 @@
-"""IndRNN and IndRNNCell: `torch.nn.RNN` and `RNNCell` with independent neurons."""
+"""IndRNN: `torch.nn.RNN` with independent neurons."""
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .functional import GradClipMode, Nonlinearity, check_options, indrnn
+from .checks import GradClipMode, Nonlinearity, check_options
+from .functional import run_layer, run_stack, run_step, takes_step
 from .norm import Norm, NormPosition, SequenceNorm, check_norm, make_norm
+from .ops import backend
 from .sequences import Sequences
 from .units import (
     Device,
@@ -16,6 +19,7 @@ from .units import (
     check_probabilities,
     check_recurrent_max,
     check_sizes,
+    check_step,
     reset_unit,
     run_unit,
     spread_init,
@@ -60,6 +64,10 @@ class IndRNN(Stack):
     Parameters: `weight_ih_l0` (H, I), in later layers (H, D*H); `weight_hh_l0` (H,), which is u;
     `bias_ih_l0` (H,); `_reverse` behind each for the second direction.
 
+    Memory: without norm, zoneout and dropout a training step keeps the input and the output of each
+    layer, and nothing else of their size. At its highest it has, beside the input and the gradient
+    that comes, these outputs and two gradients of the size of one, with two directions three.
+
     Raises:
         TypeError, ValueError: an argument does not fit.
 
@@ -69,6 +77,9 @@ class IndRNN(Stack):
         >>> rnn = IndRNN(10, 20, num_layers=2)
         >>> output, h_n = rnn(torch.randn(5, 3, 10))  # (5, 3, 20), (2, 3, 20)
     """
+
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
 
     def __init__(
         self,
@@ -158,42 +169,114 @@ class IndRNN(Stack):
         reverse: bool = False,
         first_step: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        states = [None] * self.state_shape()[0] if state is None else state.unbind(0)
+        if sequences.are_whole() and x.shape[1] == 1 and self._takes_steps(x, state):
+            y, last = self._step(x.squeeze(1), state)
+            return y.unsqueeze(1), last
+        if self._is_plain_stack():
+            layers = [self._parts(f"_l{layer}") for layer in range(self.num_layers)]
+            weights, biases, us, _ = zip(*layers, strict=True)
+            walk = *sequences.tensors(reverse), self.nonlinearity, reverse, "auto"
+            options = *walk, self.grad_clip, self.grad_clip_mode
+            return run_stack(x, weights, biases if self.bias else (), us, state, *options)
+        states: Any = [None] * self.state_shape()[0] if state is None else state.unbind(0)
         ends: list[Tensor] = []
         for layer in range(self.num_layers):
-            outputs = []
-            for suffix in self._suffixes(layer):
-                weight, bias, u, norm = self._parts(suffix)
-                h, h_n = run_unit(
-                    x,
-                    sequences,
-                    weight,
-                    bias,
-                    u,
-                    states[len(ends)],
-                    norm,
-                    self.norm_position,
-                    first_step,
-                    self.zoneout,
-                    self.training,
-                    nonlinearity=self.nonlinearity,
-                    reverse=reverse != suffix.endswith("_reverse"),
-                    grad_clip=self.grad_clip,
-                    grad_clip_mode=self.grad_clip_mode,
-                )
-                outputs.append(h)
-                ends.append(h_n)
-            x = sequences.concatenate(outputs)
+            if self.bidirectional and self._is_one_call(sequences):
+                starts = states[2 * layer : 2 * layer + 2]
+                x, both = self._run_both(layer, x, sequences, starts, reverse)
+                ends += both
+            else:
+                outputs = []
+                for suffix in self._suffixes(layer):
+                    weight, bias, u, norm = self._parts(suffix)
+                    h, h_n = run_unit(
+                        x,
+                        sequences,
+                        weight,
+                        bias,
+                        u,
+                        states[len(ends)],
+                        norm,
+                        self.norm_position,
+                        first_step,
+                        self.zoneout,
+                        self.training,
+                        reverse != suffix.endswith("_reverse"),
+                        {
+                            "nonlinearity": self.nonlinearity,
+                            "grad_clip": self.grad_clip,
+                            "grad_clip_mode": self.grad_clip_mode,
+                        },
+                    )
+                    outputs.append(h)
+                    ends.append(h_n)
+                x = sequences.concatenate(outputs)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
                 x = sequences.shared_over_time(x, self.dropout)
-        return x, torch.stack(ends)
+        return x, torch.stack(ends) if len(ends) > 1 else ends[0].unsqueeze(0)
+
+    def _is_plain_stack(self) -> bool:
+        """Whether nothing stands between the layers, and the backward may want to run through all
+        of them at once."""
+        return (
+            self.num_layers > 1
+            and not (self.bidirectional or self.norm or self.zoneout)
+            and not (self.training and self.dropout > 0)
+            and torch.is_grad_enabled()
+            and backend.current != "reference"
+            and not torch.compiler.is_exporting()
+        )
+
+    def _is_one_call(self, sequences: Sequences) -> bool:
+        """Whether one operator serves both directions: not with a reset, which the second one has
+        a step earlier, nor with a norm, which is faster on rows of its own, or zoneout."""
+        return self.norm is None and not self.zoneout and sequences.resets is None
+
+    def _run_both(
+        self, layer: int, x: Tensor, sequences: Sequences, states: Any, reverse: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Both directions of a layer: one product, for which their weights are put together (a copy
+        of them at each call), and an output in one piece."""
+        both = [self._parts(suffix) for suffix in self._suffixes(layer)]
+        weights, biases, us, _ = zip(*both, strict=True)
+        h, h_n = run_layer(
+            x,
+            torch.cat(weights),
+            torch.cat(biases) if self.bias else None,
+            torch.cat(us),
+            None if states[0] is None else torch.cat(states, -1),
+            *sequences.tensors(reverse),
+            *(self.nonlinearity, reverse, True, "auto", self.grad_clip, self.grad_clip_mode),
+        )
+        return h, h_n.chunk(2, -1)
 
     def step(
         self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0
     ) -> tuple[Tensor, Tensor]:
         if self.bidirectional:
             raise ValueError("step needs one direction, but this IndRNN is bidirectional")
+        check_step(x_t, self.input_size)
+        shape = self.num_layers, *x_t.shape[:-1], self.hidden_size
+        fits = state is None or (isinstance(state, Tensor) and state.shape == shape)
+        if fits and self._takes_steps(x_t, state):
+            return self._step(x_t, state)
         return super().step(x_t, state, time_step=time_step)
+
+    def _takes_steps(self, x: Tensor, state: Tensor | None) -> bool:
+        """Whether a step is nothing but products and recurrences."""
+        if self.norm is not None or self.zoneout or self.bidirectional:
+            return False
+        if self.training and self.dropout > 0:
+            return False
+        return takes_step(x, self.weight_ih_l0, self.weight_hh_l0, state, self.nonlinearity)
+
+    def _step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        ends = []
+        for layer in range(self.num_layers):
+            weight, bias, u, _ = self._parts(f"_l{layer}")
+            x = run_step(x, weight, bias, u, None if state is None else state[layer])
+            ends.append(x)
+        return x, torch.stack(ends)
 
     step.__doc__ = Stack.step.__doc__
 
@@ -216,101 +299,3 @@ class IndRNN(Stack):
             if value != default:
                 parts.append(f"{name}={value}")
         return ", ".join(parts)
-
-
-class IndRNNCell(nn.Module):
-    """One step of an `IndRNN` layer, h' = f(W x + b + u * h); for `torch.nn.RNNCell`.
-
-    Its parameters have the names of a layer's (`weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`): the
-    state dict of a one-layer `IndRNN` loads into it, and the layer's pass over a sequence equals
-    the cell's, step by step.
-
-    Args:
-        input_size, hidden_size, bias, nonlinearity, recurrent_max, grad_clip, grad_clip_mode,
-            device, dtype: as in `IndRNN`.
-        recurrent_init: one function that fills u in place, or None.
-
-    Raises:
-        TypeError, ValueError: an argument does not fit.
-
-    Source: Li et al. 2018, arXiv 1803.04831.
-
-    Example:
-        >>> cell = IndRNNCell(10, 20)
-        >>> h = cell(torch.randn(3, 10))  # (3, 20)
-        >>> h = cell(torch.randn(3, 10), h)
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: Nonlinearity = "relu",
-        *,
-        recurrent_max: float | None = None,
-        recurrent_init: RecurrentInit | None = None,
-        grad_clip: float | None = None,
-        grad_clip_mode: GradClipMode = "message",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        check_sizes(input_size=input_size, hidden_size=hidden_size)
-        check_options(nonlinearity, grad_clip, grad_clip_mode)
-        check_recurrent_max(recurrent_max)
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        self.nonlinearity, self.recurrent_max = nonlinearity, recurrent_max
-        self.recurrent_init = recurrent_init
-        self.grad_clip, self.grad_clip_mode = grad_clip, grad_clip_mode
-        shape = (hidden_size, input_size)
-        self.weight_ih_l0 = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.weight_hh_l0 = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        if bias:
-            self.bias_ih_l0 = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias_ih_l0", None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As `IndRNN.reset_parameters`."""
-        parts = self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0
-        reset_unit(*parts, self.recurrent_init, self.recurrent_max)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state.
-
-        Args:
-            input: (B, I) or (I,).
-            hx: state (B, H) or (H,); zeros if None.
-
-        Returns:
-            The next state, (B, H) or (H,).
-        """
-        for name, value in (("input", input), ("hx", hx)):
-            if not isinstance(value, Tensor) and (name == "input" or value is not None):
-                raise TypeError(f"{name} must be a tensor, but is {type(value).__name__}")
-        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input must be (batch, {self.input_size}) or ({self.input_size},), "
-                f"but is {tuple(input.shape)}"
-            )
-        expected = (*input.shape[:-1], self.hidden_size)
-        if hx is not None and hx.shape != expected:
-            raise ValueError(f"hx must be {expected}, but is {tuple(hx.shape)}")
-        rows = input.reshape(-1, 1, self.input_size)
-        h0 = None if hx is None else hx.reshape(-1, self.hidden_size)
-        _, h_n = indrnn(
-            rows,
-            self.weight_ih_l0,
-            self.bias_ih_l0,
-            self.weight_hh_l0,
-            h0,
-            nonlinearity=self.nonlinearity,
-            grad_clip=self.grad_clip,
-            grad_clip_mode=self.grad_clip_mode,
-        )
-        return h_n.reshape(expected)
-
-    def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity}"

@@ -241,20 +241,27 @@ def _watch(
 
 
 class _Watch(TorchDispatchMode):
-    """Keeps what the operators `scan` and `indrnn` return, by the parameter that is their u."""
+    """Keeps what the operators `scan` and `indrnn` return, by the parameter that is their u, or by
+    those that were put together for it."""
 
     def __init__(self, vectors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.names = {id(u): name for name, u in vectors.items()}
+        self.names = {id(u): [name] for name, u in vectors.items()}
         self.calls: dict[str, list[Tensor]] = {}
+        self.together: list[Tensor] = []  # alive, so that no id comes again
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        place = {"fastindrnn::scan": 1, "fastindrnn::indrnn": 3}.get(func._schema.name)
-        if place is not None and id(args[place]) in self.names:
-            self.calls.setdefault(self.names[id(args[place])], []).append(output[0])
+        name = func._schema.name
+        if name == "aten::cat" and all(id(part) in self.names for part in args[0]):
+            self.together.append(output)
+            self.names[id(output)] = [name for part in args[0] for name in self.names[id(part)]]
+        place = {"fastindrnn::scan": 1, "fastindrnn::indrnn": 3}.get(name)
+        names = [] if place is None else self.names.get(id(args[place]), [])
+        for name, h in zip(names, output[0].chunk(len(names), -1) if names else [], strict=True):
+            self.calls.setdefault(name, []).append(h)
         return output
 
 

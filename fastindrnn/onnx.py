@@ -47,6 +47,7 @@ def translations() -> dict[Callable, Callable]:
         resets: Any,
         nonlinearity: str,
         reverse: bool,
+        neurons: int | None = None,
     ) -> tuple[Any, Any]:
         if cu_seqlens is not None or resets is not None:
             raise ValueError("ONNX's RNN operator knows neither resets nor packed sequences")
@@ -67,7 +68,7 @@ def translations() -> dict[Callable, Callable]:
             None if h0 is None else op.Unsqueeze(h0, first),
             activations=[activation],
             direction="reverse" if reverse else "forward",
-            hidden_size=u.shape[0],
+            hidden_size=u.shape[0] if neurons is None else neurons,
             **attributes,
         )
         h = op.Transpose(op.Squeeze(rows, op.Constant(value_ints=[1])), perm=[1, 0, 2])
@@ -93,10 +94,28 @@ def translations() -> dict[Callable, Callable]:
         resets,
         nonlinearity,
         reverse,
+        bidirectional,
+        strategy="auto",
         grad_clip=None,
         grad_clip_mode="message",
     ):
-        return rnn(x, weight, bias, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse)
+        options = lengths, cu_seqlens, resets, nonlinearity
+        if not bidirectional:
+            return rnn(x, weight, bias, u, h0, *options, reverse)
+        neurons = u.shape[0] // 2
+
+        def half(value: Any, first: int, axis: int = 0) -> Any:
+            if value is None:
+                return None
+            begin, end = (op.Constant(value_ints=[n]) for n in (first, first + neurons))
+            return op.Slice(value, begin, end, op.Constant(value_ints=[axis]))
+
+        parts = []
+        for first, direction in ((0, reverse), (neurons, not reverse)):
+            layer = half(weight, first), half(bias, first), half(u, first), half(h0, first, 1)
+            parts.append(rnn(x, *layer, *options, direction, neurons))
+        (h, h_n), (h_back, h_n_back) = parts
+        return op.Concat(h, h_back, axis=-1), op.Concat(h_n, h_n_back, axis=-1)
 
     def scan(
         a,

@@ -1,10 +1,56 @@
 """The gradient of the scan's gradient, for whole tensors: needed where a loss holds gradients."""
 
+from typing import Any
+
 import torch
 
 
 def second_gradients(ctx, v_a, v_u, v_h0, v_b):
-    """The gradient of `scan_backward`, written with itself.
+    """The gradient of `scan_backward`: the directions of a bidirectional one know nothing of each
+    other."""
+    grad_h, grad_h_n, h, u, h0, *sequences, d = ctx.saved_tensors
+    nonlinearity, reverse, bidirectional, grad_clip = ctx.options
+    tensors = v_a, v_u, v_h0, v_b, grad_h, grad_h_n, h, u, h0, d
+
+    def run(tensors, reverse):
+        return _one_direction(*tensors, *(*sequences, nonlinearity, reverse, grad_clip))
+
+    if not bidirectional:
+        return *run(tensors, reverse), *[None] * 7
+    first, second = halves(*tensors)
+    pairs = zip(run(first, reverse), run(second, not reverse), strict=True)
+    return *[None if x is None else torch.cat((x, y), -1) for x, y in pairs], *[None] * 7
+
+
+def halves(*tensors: torch.Tensor | None) -> list[Any]:
+    """The channels of the first direction of each tensor, and those of the second."""
+
+    def split(x):
+        # Not chunk, whose sizes PyTorch 2.7 cannot follow where they are symbols.
+        return (None, None) if x is None else x.unflatten(-1, (2, x.shape[-1] // 2)).unbind(-2)
+
+    return list(zip(*map(split, tensors), strict=True))
+
+
+def _one_direction(
+    v_a,
+    v_u,
+    v_h0,
+    v_b,
+    grad_h,
+    grad_h_n,
+    h,
+    u,
+    h0,
+    d,
+    lengths,
+    cu_seqlens,
+    resets,
+    nonlinearity,
+    reverse,
+    grad_clip,
+):
+    """Written with `scan_backward` itself.
 
     With v the gradients of its outputs, s_t the state that step t starts from (h_{t-1}, h0 at the
     first step, 0 after a reset), k_t its slope m_t, or 0 where the clip acted, and v_0 = v_h0:
@@ -15,8 +61,6 @@ def second_gradients(ctx, v_a, v_u, v_h0, v_b):
         tanh, whose slope 1 - h^2 moves with h, adds to h_t: -2 h_t * (g_t + u * d_{t+1}) * v_t /
         k_t
     """
-    grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, resets, d = ctx.saved_tensors
-    nonlinearity, reverse, grad_clip = ctx.options
     walk = _Walk(h, reverse, lengths, cu_seqlens, resets)
     v_a = torch.zeros_like(h) if v_a is None else v_a
     v_a = v_a if v_b is None else v_a + v_b
@@ -44,6 +88,7 @@ def second_gradients(ctx, v_a, v_u, v_h0, v_b):
         walk.next_resets(),
         kind,
         not reverse,
+        False,
         None,
     )[0]
     v_before = walk.previous(v, v_0)
@@ -63,7 +108,6 @@ def second_gradients(ctx, v_a, v_u, v_h0, v_b):
         torch.where(walk.valid[..., None], grad_state, 0.0).to(h.dtype),
         grad_u.to(u.dtype),
         None if h0 is None else walk.first(grad_s, h0.shape).to(h0.dtype),
-        *[None] * 6,
     )
 
 

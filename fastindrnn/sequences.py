@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .functional import check_lengths
+from .checks import check_lengths, check_resets
 
 Leave = Callable[[Tensor], Tensor | PackedSequence]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sequences:
     """What is known of the rows of a batch beside their values.
 
@@ -34,7 +34,12 @@ class Sequences:
     resets: Tensor | None = None
 
     def options(self, reverse: bool) -> dict[str, Any]:
-        """The options of `indrnn_scan` and `indrnn`.
+        """The options of `indrnn_scan`."""
+        lengths, cu_seqlens, resets = self.tensors(reverse)
+        return {"lengths": lengths, "cu_seqlens": cu_seqlens, "resets": resets}
+
+    def tensors(self, reverse: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """lengths, cu_seqlens and resets of a walk.
 
         A reset at step t parts it from step t - 1; of these two it is the reversed walk's step
         t - 1 that starts anew.
@@ -44,7 +49,11 @@ class Sequences:
             end = resets.shape[1] if self.lengths is None else self.lengths[:, None]
             inner = torch.arange(resets.shape[1], device=resets.device) < end - 1
             resets = resets.roll(-1, 1) & inner
-        return {"lengths": self.lengths, "cu_seqlens": self.cu_seqlens, "resets": resets}
+        return self.lengths, self.cu_seqlens, resets
+
+    def are_whole(self) -> bool:
+        """Whether each row of the batch is one sequence, from its first step to its last."""
+        return self.lengths is self.cu_seqlens is self.resets is None
 
     def valid(self, x: Tensor) -> Tensor | None:
         """(B, T) booleans: the rows of x that are not padding; None if all are."""
@@ -93,7 +102,7 @@ class Sequences:
         return torch.cat(list(parts), -1)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Entered:
     """A layer's input as rows, and the way back."""
 
@@ -104,10 +113,8 @@ class Entered:
     # Sequence i of the rows is sequence order[i] of the states given, as in a PackedSequence.
     order: Tensor | None = None
 
-    def states(self, hx: Tensor | None, shape: tuple[int, ...], name: str = "hx") -> Tensor | None:
+    def states(self, hx: Tensor, shape: tuple[int, ...], name: str = "hx") -> Tensor:
         """Given states (..., B, units), checked, in the order of the rows' sequences."""
-        if hx is None:
-            return None
         expected = (*shape[:-1], *((self.sequences.batch,) if self.has_batch else ()), shape[-1])
         if not isinstance(hx, Tensor):
             raise TypeError(f"{name} must be a tensor, but is {type(hx).__name__}")
@@ -135,21 +142,24 @@ def enter(
     if isinstance(input, PackedSequence):
         if lengths is not None or resets is not None:
             raise ValueError("lengths and resets cannot be given with a PackedSequence")
-        _check_features(input.data, 2, features, f"input's data must be (rows, {features})")
+        if input.data.dim() != 2 or input.data.shape[1] != features:
+            shape = tuple(input.data.shape)
+            raise ValueError(f"input's data must be (rows, {features}), but is {shape}")
         return _enter_packed(input)
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a tensor or PackedSequence, but is {type(input).__name__}")
-    form = f"input must be (time, {features}) or of 3 dimensions, the last {features}"
-    _check_features(input, 3 if input.dim() == 3 else 2, features, form)
-    if resets is not None and not isinstance(resets, Tensor):
-        raise TypeError(f"resets must be a tensor, but is {type(resets).__name__}")
-    if resets is not None and resets.shape != input.shape[:-1]:
-        raise ValueError(f"resets must be {tuple(input.shape[:-1])}, but is {tuple(resets.shape)}")
+    if input.dim() not in (2, 3) or input.shape[-1] != features:
+        raise ValueError(
+            f"input must be (time, {features}) or of 3 dimensions, the last {features}, "
+            f"but is {tuple(input.shape)}"
+        )
+    if resets is not None:
+        check_resets(resets, input.shape[:-1], input.device)
     if input.dim() == 2:
         if lengths is not None:
             raise ValueError("lengths must be None for an input without a batch")
         resets = None if resets is None else resets[None]
-        return Entered(input[None], Sequences(1, resets=resets), lambda x: x.squeeze(0), False)
+        return Entered(input[None], Sequences(1, resets=resets), _without_batch, False)
     x = input if batch_first else input.transpose(0, 1)
     if resets is not None and not batch_first:
         resets = resets.transpose(0, 1)
@@ -158,7 +168,19 @@ def enter(
         check_lengths(lengths, x.shape[0], x.shape[1], x.device)
         # What stands in the padding must not reach a gradient, and 0 * NaN is not 0.
         x = sequences.without_padding(x)
-    return Entered(x, sequences, (lambda x: x) if batch_first else (lambda x: x.transpose(0, 1)))
+    return Entered(x, sequences, _unchanged if batch_first else _time_first)
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _time_first(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)
+
+
+def _without_batch(x: Tensor) -> Tensor:
+    return x.squeeze(0)
 
 
 def _enter_packed(input: PackedSequence) -> Entered:
@@ -177,8 +199,3 @@ def _enter_packed(input: PackedSequence) -> Entered:
         return input._replace(data=x[back])
 
     return Entered(data[index], Sequences(batch, cu_seqlens=cu_seqlens), leave, order=order)
-
-
-def _check_features(x: Tensor, dimensions: int, features: int, form: str) -> None:
-    if x.dim() != dimensions or x.shape[-1] != features:
-        raise ValueError(f"{form}, but is {tuple(x.shape)}")

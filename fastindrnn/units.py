@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import init
-from .functional import GradClipMode, Nonlinearity, indrnn, indrnn_scan
+from .checks import GradClipMode, Nonlinearity
+from .functional import indrnn_scan, run_layer
 from .norm import Norm, NormPosition, SequenceNorm, StepBatchNorm, make_norm
 from .sequences import Sequences, enter
 from .zoneout import zoneout_scan
@@ -50,6 +51,16 @@ def check_recurrent_max(recurrent_max: float | None) -> None:
     if not (recurrent_max > 0 and math.isfinite(recurrent_max)):
         raise ValueError(
             f"recurrent_max must be positive and finite, or None, but is {recurrent_max}"
+        )
+
+
+def check_step(x_t: Tensor, features: int) -> None:
+    """Raises a TypeError or ValueError unless it is the input of a step."""
+    if not isinstance(x_t, Tensor):
+        raise TypeError(f"x_t must be a tensor, but is {type(x_t).__name__}")
+    if x_t.dim() not in (1, 2) or x_t.shape[-1] != features:
+        raise ValueError(
+            f"x_t must be (batch, {features}) or ({features},), but is {tuple(x_t.shape)}"
         )
 
 
@@ -104,7 +115,8 @@ def run_unit(
     first_step: int,
     zoneout: float,
     training: bool,
-    **options: Any,
+    reverse: bool,
+    options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """[projection], [norm before], recurrence with its nonlinearity, [norm after]: rows, h_n."""
 
@@ -117,14 +129,17 @@ def run_unit(
 
     before = norm is not None and norm_position == "before"
     if weight is not None and not before and not zoneout:
-        h, h_n = indrnn(x, weight, bias, u, h0, **options, **sequences.options(options["reverse"]))
+        walk = *sequences.tensors(reverse), options["nonlinearity"], reverse, False, "auto"
+        clip = options["grad_clip"], options["grad_clip_mode"]
+        h, h_n = run_layer(x, weight, bias, u, h0, *walk, *clip)
         return normalized(h), h_n
     a = x if weight is None else sequences.project(x, weight, bias)
     a = normalized(a) if before else a
     if zoneout:
-        h, h_n = zoneout_scan(a, u, h0, zoneout, training, sequences, **options)
+        drawn = zoneout, training, sequences
+        h, h_n = zoneout_scan(a, u, h0, *drawn, reverse=reverse, **options)
     else:
-        h, h_n = indrnn_scan(a, u, h0, **options, **sequences.options(options["reverse"]))
+        h, h_n = indrnn_scan(a, u, h0, reverse=reverse, **options, **sequences.options(reverse))
     return h if before else normalized(h), h_n
 
 
@@ -185,7 +200,7 @@ class Unit(nn.Module):
         """Rows x and a state (B, H) to rows and the last state."""
         parts = self.weight_ih, self.bias_ih, self.weight_hh, h0, self.norm, self.norm_position
         drawn = self.zoneout, self.training
-        h, h_n = run_unit(x, sequences, *parts, first_step, *drawn, reverse=reverse, **self.options)
+        h, h_n = run_unit(x, sequences, *parts, first_step, *drawn, reverse, self.options)
         if self.training and self.dropout > 0:
             h = sequences.shared_over_time(h, self.dropout)
         return h, h_n
@@ -252,7 +267,7 @@ class Stack(nn.Module):
         entered = enter(input, self.input_size, self.batch_first, lengths, resets)
         if self.zoneout and (resets is not None or isinstance(input, PackedSequence)):
             raise ValueError("zoneout needs padded sequences without resets")
-        state = entered.states(hx, self.state_shape())
+        state = None if hx is None else entered.states(hx, self.state_shape())
         x, h_n = self.run_rows(entered.x, entered.sequences, state)
         return entered.leave(x), entered.last(h_n)
 
@@ -273,16 +288,11 @@ class Stack(nn.Module):
         Returns:
             y_t (B, features) or (features,), and the state for the next step.
         """
-        if not isinstance(x_t, Tensor):
-            raise TypeError(f"x_t must be a tensor, but is {type(x_t).__name__}")
-        if x_t.dim() not in (1, 2) or x_t.shape[-1] != self.input_size:
-            raise ValueError(
-                f"x_t must be (batch, {self.input_size}) or ({self.input_size},), "
-                f"but is {tuple(x_t.shape)}"
-            )
+        check_step(x_t, self.input_size)
         has_batch = x_t.dim() == 2
         entered = enter(x_t.unsqueeze(-2), self.input_size, True, None, None)
-        state = entered.states(state, self.state_shape(), "state")
+        if state is not None:
+            state = entered.states(state, self.state_shape(), "state")
         y, state = self.run_rows(entered.x, entered.sequences, state, first_step=time_step)
         y = y[:, 0] if has_batch else y[0, 0]
         return y, entered.last(state)

@@ -48,13 +48,20 @@ class _Team:
     def _after_fork(self):
         self.forked = True
 
-    def run(self, function, arguments, elements):
-        pointer = arguments.ctypes.data
-        threads = torch.get_num_threads()
-        if threads == 1 or elements < _SERIAL or self.forked or self.parallel is None:
-            function.ctypes(pointer)
-        else:
-            self.parallel(function.address, pointer, threads, 0)
+    def size(self, elements):
+        if elements < _SERIAL or self.forked or self.parallel is None:
+            return 1
+        return torch.get_num_threads()
+
+
+class Loop:
+    """A numba cfunc of one pointer, to be called with less ado than numba's own object: its
+    properties are made anew each time they are asked for."""
+
+    def __init__(self, function):
+        self.function = function  # keeps the machine code alive
+        self.address = function.address
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
 
 _team = _Team()
@@ -64,10 +71,15 @@ thread_num = types.ExternalFunction("fastindrnn_thread_num", types.int32())
 num_threads = types.ExternalFunction("fastindrnn_num_threads", types.int32())
 
 
-def run(function, arguments, elements):
-    """Every thread of the team calls a numba cfunc with the address of the array `arguments`.
+def size(elements):
+    """How many threads are worth while for so many elements: for a few, one."""
+    return _team.size(elements)
 
-    function: a cfunc of one pointer, which takes its share by `thread_num` and `num_threads`.
-    elements: how much there is to do; a little is done by the calling thread alone.
-    """
-    _team.run(function, arguments, elements)
+
+def run(loop, arguments, threads):
+    """So many threads of the team call a `Loop` with the address of the bytes `arguments`, and take
+    their shares by `thread_num` and `num_threads`."""
+    if threads == 1:
+        loop.call(arguments)
+    else:
+        _team.parallel(loop.address, arguments, threads, 0)

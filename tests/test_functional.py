@@ -71,11 +71,21 @@ def test_wrong_scan(change, error, words):
         ({"weight": W.to("meta")}, ValueError, "weight must be on cpu.*meta"),
         ({"u": torch.rand(5)}, ValueError, r"u must be \(3,\), but is \(5,\)"),
         ({"h0": torch.zeros(2, 5)}, ValueError, r"h0 must be \(2, 3\)"),
+        ({"strategy": "fast"}, ValueError, "strategy must be 'auto', 'fused' or 'split'.*'fast'"),
+        ({"strategy": None}, TypeError, "strategy must be a string, but is NoneType"),
+        ({"bidirectional": True}, ValueError, r"as many channels in each.*weight is \(3, 5\)"),
+        ({"bidirectional": "both"}, TypeError, "bidirectional must be a bool, but is str"),
     ],
 )
 def test_wrong_layer(change, error, words):
     with pytest.raises(error, match=words):
         indrnn(**({"x": X, "weight": W, "bias": BIAS, "u": U} | change))
+
+
+def test_the_scan_has_one_direction_and_no_strategy():
+    for option in ({"strategy": "auto"}, {"bidirectional": False}):
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            indrnn_scan(A, U, **option)
 
 
 def test_errors_do_not_depend_on_the_backend():

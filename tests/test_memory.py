@@ -95,10 +95,11 @@ def test_activity_is_the_states_before_a_norm():
     "make",
     [
         lambda: IndRNN(5, 7, 2, bidirectional=True, norm="layer", norm_position="before"),
+        lambda: IndRNN(5, 7, 2, bidirectional=True),
         lambda: ResidualIndRNN(5, 7, 2),
         lambda: Bidirectional(lambda: DenseIndRNN(5, 3, (2,))),
     ],
-    ids=["plain", "residual", "dense"],
+    ids=["norm before", "plain", "residual", "dense"],
 )
 @pytest.mark.parametrize("name", [None, "reference"])
 def test_activity_finds_every_recurrence(make, name):
@@ -110,6 +111,14 @@ def test_activity_finds_every_recurrence(make, name):
     assert {key: h.shape for key, h in states.items()} == {
         key: (3, 11, size) for key, size in sizes.items()
     }
+
+
+def test_directions_of_one_call_are_told_apart():
+    rnn, x = IndRNN(5, 7, bidirectional=True), torch.randn(11, 3, 5)
+    states = activity(rnn, x)
+    expected = rnn(x)[0].detach().transpose(0, 1).chunk(2, -1)
+    torch.testing.assert_close(states["weight_hh_l0"], expected[0])
+    torch.testing.assert_close(states["weight_hh_l0_reverse"], expected[1])
 
 
 def test_calls_follow_each_other_in_time():

@@ -8,7 +8,9 @@ import threading
 import pytest
 import torch
 from fastindrnn.kernels import cpu, reference
+from fastindrnn.kernels.cpu_launch import _plan
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, inputs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -30,6 +32,104 @@ def test_large_shapes_on_several_threads(shape, dtype):
             cpu.scan_forward,
             cpu.scan_backward,
         )
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(T=60, N=40), st.integers(1, 9))
+def test_chunks_of_time_against_reference(case, chunks):
+    chunks = 1 if case.nonlinearity == "tanh" else chunks
+    check_scan(case, cpu.scan_forward, cpu.scan_backward, chunks=chunks)
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
+def test_chunks_as_planned_on_several_threads(nonlinearity):
+    """One sequence of few channels: time is cut once there are threads to share it."""
+    threads = torch.get_num_threads()
+    case = Case(1, 4200, 64, nonlinearity=nonlinearity, grad_clip=2.0, has_resets=True)
+    try:
+        for number in (1, 2, 3, 4):
+            torch.set_num_threads(number)
+            assert (_plan(1, 4200, 64, number, None, True)[2] > 1) == (number > 1)
+            check_scan(case, cpu.scan_forward, cpu.scan_backward)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_tanh_cannot_be_cut_in_time():
+    a = torch.zeros(1, 8, 2)
+    with pytest.raises(ValueError, match="tanh"):
+        cpu.scan_forward(a, torch.ones(2), None, a, nonlinearity="tanh", chunks=2)
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_nan_stays_until_a_reset_across_chunks(nonlinearity, chunks):
+    """Also where u is 0 or the state has faded to 0 since."""
+    a = torch.zeros(2, 40, 7)
+    a[:, 3] = torch.nan
+    u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -1.0, 1e9, -1e25])
+    resets = torch.zeros(2, 40, dtype=torch.bool)
+    resets[1, 21] = True
+    h, options = torch.empty_like(a), {"nonlinearity": nonlinearity, "resets": resets}
+    h_n = cpu.scan_forward(a, u, None, h, **options, chunks=chunks)
+    assert h[0, 3:].isnan().all()
+    assert h[1, 3:21].isnan().all()
+    assert (h[1, 21:] == 0).all()
+    assert h_n[0].isnan().all()
+    assert (h_n[1] == 0).all()
+
+
+@pytest.mark.parametrize("grad_clip", [None, 1.0])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_nan_message_stays_until_a_bound_stops_it(grad_clip, chunks):
+    h = torch.ones(1, 40, 5)
+    h[0, 9] = 0.0
+    grad_h = torch.zeros(1, 40, 5)
+    grad_h[0, 37] = torch.nan
+    u = torch.tensor([0.0, 1e-9, -1e-9, 1.0, 1e25])
+    options = {"grad_clip": grad_clip, "chunks": chunks}
+    grad_a, _, grad_h0, _ = cpu.scan_backward(grad_h, None, h, u, None, **options)
+    assert grad_a[0, 10:38].isnan().all()
+    assert (grad_a[0, :10] == 0).all()
+    assert (grad_a[0, 38:] == 0).all()
+    assert (grad_h0 == 0).all()
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "hardtanh", "relu6"])
+@pytest.mark.parametrize("negative", [False, True])
+def test_bounds_hold_infinities_across_chunks(nonlinearity, negative):
+    """A fold forms no inf - inf and no 0 * inf out of what a bound has already cut off."""
+    a = torch.zeros(3, 40, 6)
+    a[0, 3], a[0, 17] = -torch.inf, -torch.inf
+    if nonlinearity != "relu":
+        a[1, 3], a[2, 3], a[2, 4] = torch.inf, -torch.inf, torch.inf
+    u = torch.tensor([0.0, 1e-9, 0.5, 1.0, 1e25, 1e9]) * (-1 if negative else 1)
+    h = torch.empty_like(a)
+    cpu.scan_forward(a, u, None, h, nonlinearity=nonlinearity, chunks=5)
+    torch.testing.assert_close(h, reference.scan(a, u, nonlinearity=nonlinearity)[0])
+
+
+def test_zero_times_an_overflowed_power_of_u_is_zero():
+    a, u, h = torch.zeros(1, 40, 2), torch.tensor([1e9, -1e9]), torch.empty(1, 40, 2)
+    for nonlinearity in ("relu", "identity"):
+        cpu.scan_forward(a, u, None, h, nonlinearity=nonlinearity, chunks=5)
+        assert (h == 0).all()
+
+
+def test_same_bits_with_chunks_on_each_run_and_number_of_threads():
+    (a, u, h0, options), (grad_h, grad_h_n) = inputs(Case(2, 300, 200, form="lengths"))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3, 4, 2):
+            torch.set_num_threads(number)
+            h = torch.empty_like(a)
+            h_n = cpu.scan_forward(a, u, h0, h, **options, chunks=4)
+            backward = cpu.scan_backward(grad_h, grad_h_n, h, u, h0, **options, chunks=4)
+            results.append((h, h_n, *backward))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("reverse", [False, True])

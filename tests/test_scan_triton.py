@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fastindrnn.kernels import launch, reference
+from fastindrnn.kernels import launch, model, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, inputs
@@ -56,7 +56,7 @@ def test_as_the_launch_plans_it(nonlinearity):
     """With the launch's own rows, block and chunks: several of each but for tanh."""
     case = Case(1, 150, 35, nonlinearity=nonlinearity, form="lengths", grad_clip=0.5)
     check_scan(case, forward, backward)
-    assert launch.plan(1, 150, 35, 4, 1, 1, 32).chunks > 1
+    assert model.plan(1, 150, 35, 4, 1, 1, 32).chunks > 1
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
@@ -175,6 +175,6 @@ def test_empty():
 def test_plan():
     """A full device is not cut; a long single sequence is, but not a short one."""
     device = {"itemsize": 2, "streams": 1, "multiprocessors": 132, "lanes": 32}
-    assert launch.plan(512, 1000, 2048, **device) == (1, 16, 256)
-    assert 32 <= launch.plan(1, 100_000, 256, **device).chunks <= 256
-    assert launch.plan(1, 50, 256, **device) == (1, 16, 32)
+    assert model.plan(512, 1000, 2048, **device) == (1, 16, 256)
+    assert 32 <= model.plan(1, 100_000, 256, **device).chunks <= 256
+    assert model.plan(1, 50, 256, **device) == (1, 16, 32)

@@ -1,0 +1,108 @@
+"""IndRNNCell: `torch.nn.RNNCell` with independent neurons."""
+
+import torch
+from torch import Tensor, nn
+
+from .checks import GradClipMode, Nonlinearity, check_options
+from .functional import indrnn, run_step, takes_step
+from .units import RecurrentInit, check_recurrent_max, check_sizes, reset_unit
+
+
+class IndRNNCell(nn.Module):
+    """One step of an `IndRNN` layer, h' = f(W x + b + u * h); for `torch.nn.RNNCell`.
+
+    Its parameters have the names of a layer's (`weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`): the
+    state dict of a one-layer `IndRNN` loads into it, and the layer's pass over a sequence equals
+    the cell's, step by step.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity, recurrent_max, grad_clip, grad_clip_mode,
+            device, dtype: as in `IndRNN`.
+        recurrent_init: one function that fills u in place, or None.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+
+    Source: Li et al. 2018, arXiv 1803.04831.
+
+    Example:
+        >>> cell = IndRNNCell(10, 20)
+        >>> h = cell(torch.randn(3, 10))  # (3, 20)
+        >>> h = cell(torch.randn(3, 10), h)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: Nonlinearity = "relu",
+        *,
+        recurrent_max: float | None = None,
+        recurrent_init: RecurrentInit | None = None,
+        grad_clip: float | None = None,
+        grad_clip_mode: GradClipMode = "message",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_options(nonlinearity, grad_clip, grad_clip_mode)
+        check_recurrent_max(recurrent_max)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        self.nonlinearity, self.recurrent_max = nonlinearity, recurrent_max
+        self.recurrent_init = recurrent_init
+        self.grad_clip, self.grad_clip_mode = grad_clip, grad_clip_mode
+        shape = (hidden_size, input_size)
+        self.weight_ih_l0 = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        if bias:
+            self.bias_ih_l0 = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias_ih_l0", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `IndRNN.reset_parameters`."""
+        parts = self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0
+        reset_unit(*parts, self.recurrent_init, self.recurrent_max)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state.
+
+        Args:
+            input: (B, I) or (I,).
+            hx: state (B, H) or (H,); zeros if None.
+
+        Returns:
+            The next state, (B, H) or (H,).
+        """
+        for name, value in (("input", input), ("hx", hx)):
+            if not isinstance(value, Tensor) and (name == "input" or value is not None):
+                raise TypeError(f"{name} must be a tensor, but is {type(value).__name__}")
+        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input must be (batch, {self.input_size}) or ({self.input_size},), "
+                f"but is {tuple(input.shape)}"
+            )
+        expected = (*input.shape[:-1], self.hidden_size)
+        if hx is not None and hx.shape != expected:
+            raise ValueError(f"hx must be {expected}, but is {tuple(hx.shape)}")
+        if takes_step(input, self.weight_ih_l0, self.weight_hh_l0, hx, self.nonlinearity):
+            return run_step(input, self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0, hx)
+        rows = input.reshape(-1, 1, self.input_size)
+        h0 = None if hx is None else hx.reshape(-1, self.hidden_size)
+        _, h_n = indrnn(
+            rows,
+            self.weight_ih_l0,
+            self.bias_ih_l0,
+            self.weight_hh_l0,
+            h0,
+            nonlinearity=self.nonlinearity,
+            grad_clip=self.grad_clip,
+            grad_clip_mode=self.grad_clip_mode,
+        )
+        return h_n.reshape(expected)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity}"

@@ -1,0 +1,162 @@
+"""What the compiled loops of the CPU are told, and how they reach memory."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from . import team
+
+# Elements by which memory is asked for ahead of use: the processor's own prefetcher follows rows
+# upwards in time only, and without this a walk down takes twice as long at 512 channels.
+_AHEAD = 2048
+
+
+def _sources():
+    """A word that is another one for another text of the compiled loops and all that they call."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("cpu_*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# Addresses, sizes, strides in elements, flags, in C's layout. `states_b` is the stride of h0 and
+# h_n from one sequence to the next; from channel `turn` on, time is walked the other way.
+_INTEGERS = [
+    *("items", "blocks", "width", "chunks", "T", "N", "turn", "reverse", "tanh", "states_b"),
+    *("a", "a_b", "a_t", "h", "h_b", "h_t", "g", "g_b", "g_t", "u", "bias", "h0", "h_n"),
+    *("lengths", "cu_seqlens", "resets", "resets_b", "resets_t", "grad_u", "grad_b", "maps"),
+    # Of no use in the loops. Numba's cache looks at types, and at the file of a function, but not
+    # at the files of the functions that it calls: so their text becomes part of a type.
+    f"sources_{_sources()}",
+]
+_REALS = ["lo", "hi", "clip"]
+ARGUMENTS = np.dtype(
+    [(name, np.int64) for name in _INTEGERS] + [(name, np.float64) for name in _REALS]
+)
+# Ten times as fast as to fill in a record of numpy, field by field.
+pack = struct.Struct(f"={len(_INTEGERS)}q{len(_REALS)}d").pack
+
+_thread_num, _num_threads = team.thread_num, team.num_threads
+
+
+@intrinsic
+def _pointer(typing_context, address, index, like):
+    def generate(context, builder, signature, arguments):
+        array = builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+        return builder.gep(array, [arguments[1]])
+
+    return types.CPointer(like)(types.intp, types.intp, like), generate
+
+
+@njit(inline="always")
+def row(address, index, count, like):
+    """`count` elements of the type of `like`, from element `index` of the array at `address`."""
+    return carray(_pointer(address, index, like), count)
+
+
+@intrinsic
+def _prefetch_line(typing_context, address, index, like):
+    def generate(context, builder, signature, arguments):
+        array = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(like)))
+        line = builder.bitcast(builder.gep(array, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [line.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (line.type,), kind)
+        # For reading, to be kept in all cache levels, as data.
+        builder.call(function, [line, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, like), generate
+
+
+@njit(inline="always")
+def prefetch(address, index, count, like):
+    for j in range(0, count, 16):  # a cache line of float32
+        _prefetch_line(address, index + j, like)
+
+
+@njit(inline="always")
+def lead(count):
+    """How many steps ahead of use a row of `count` elements is asked for."""
+    return _AHEAD // count + 1
+
+
+@njit(inline="always")
+def share(tasks):
+    """The range of tasks of the thread that calls."""
+    members, member = _num_threads(), _thread_num()
+    return tasks * member // members, tasks * (member + 1) // members
+
+
+@njit(inline="always")
+def channels(x, item):
+    """A work item: sequence, first channel, number of channels, direction of the walk."""
+    b, n0 = item // x.blocks, item % x.blocks * x.width
+    end = x.N
+    if x.turn < x.N:  # as many runs of channels in each half
+        half = x.blocks // 2
+        second = item % x.blocks >= half
+        n0 = item % x.blocks % half * x.width + (x.turn if second else 0)
+        end = x.N if second else x.turn
+        return b, n0, min(x.width, end - n0), (x.reverse != 0) != second
+    return b, n0, min(x.width, end - n0), x.reverse != 0
+
+
+@njit(inline="always")
+def extent(x, b):
+    """First row of sequence b, its length, and how many rows of the output are its own.
+
+    Compiled code does not look at the values: one out of range must not leave the tensor.
+    """
+    if x.cu_seqlens:
+        bounds = row(x.cu_seqlens, b, 2, np.int64(0))
+        begin = min(max(bounds[0], 0), x.T)
+        length = min(max(bounds[1], begin), x.T) - begin
+        return begin, length, length
+    if x.lengths:
+        return np.int64(0), min(max(row(x.lengths, b, 1, np.int64(0))[0], 0), x.T), x.T
+    return np.int64(0), x.T, x.T
+
+
+@njit(inline="always")
+def steps(x, length, chunk):
+    """The steps of a chunk of a sequence. Chunk 0 has half the length of the others, as to run it
+    takes twice the time of a fold; and at least one step, so that the state has passed the clamp.
+    """
+    others = x.chunks - 1
+    size = (2 * length + 2 * others) // (2 * others + 1)
+    first = min(max(length - others * size, 1), length)
+    if chunk == 0:
+        return np.int64(0), first
+    start = min(first + (chunk - 1) * size, length)
+    return start, min(start + size, length)
+
+
+@njit(inline="always")
+def time(begin, length, i, reverse):
+    """The row of step i of the walk, which goes down in time if reversed."""
+    return begin + (length - 1 - i if reverse else i)
+
+
+@njit(inline="always")
+def is_reset(x, b, t):
+    return x.resets != 0 and row(x.resets, b * x.resets_b + t * x.resets_t, 1, np.uint8(0))[0] != 0
+
+
+@njit(inline="always")
+def clamp(z, lo, hi):
+    """As torch.clamp: NaN stays NaN."""
+    z = lo if z < lo else z
+    return hi if z > hi else z
+
+
+@njit(inline="always")
+def flush(z, tiny):
+    """0 for a number below the normal ones. A state that fades for long would stay there for good,
+    and arithmetic with such numbers is tens of times slower, here and in what reads the result."""
+    return type(z)(0) if abs(z) < tiny else z

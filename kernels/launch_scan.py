@@ -1,0 +1,248 @@
+"""Launches of the scan on GPUs. Arguments are checked by the caller."""
+
+import ctypes
+import functools
+
+import torch
+import triton
+
+from .chunks import _scan_carry_kernel, _scan_fold_kernel
+from .model import Device, plan
+from .scan import _scan_bwd_kernel, _scan_fwd_kernel
+
+BOUNDS = {
+    "relu": (0.0, None),
+    "identity": (None, None),
+    "hardtanh": (-1.0, 1.0),
+    "relu6": (0.0, 6.0),
+    "tanh": (None, None),
+}
+
+# A program is one warp, and a step one fused multiply-add, whatever Triton's default may become.
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+
+
+def scan_forward(
+    a,
+    u,
+    h0,
+    h,
+    *,
+    nonlinearity="relu",
+    reverse=False,
+    lengths=None,
+    cu_seqlens=None,
+    resets=None,
+    chunks=None,
+    rows=None,
+    block_n=None,
+):
+    """Writes h_t = f(a_t + u * h_{t-1}) to h, which may be a; returns the last state h_n (B, N).
+
+    a, h: (B, T, N), or (total, N) with cu_seqlens (B + 1,); any strides, but adjacent channels.
+    u: (N,). h0: (B, N) or None. lengths: (B,). resets: bool, (B, T) or (total,). What is not given
+    of chunks, rows and block_n is as `plan` says. Raises ValueError for several chunks of tanh.
+    """
+    B, walk = _walk_arguments(
+        a, 1, nonlinearity, reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
+    )
+    h_n = a.new_empty(B, a.shape[-1])
+    stride_ab, stride_at = _strides(a, cu_seqlens)
+    stride_hb, stride_ht = _strides(h, cu_seqlens)
+    with torch.cuda.device_of(a):
+        start = h0
+        if walk["CHUNKS"] > 1:
+            start = _chunk_starts(B, walk, a, None, u, given=h0, first=h0, clip=(None, None))
+        _scan_fwd_kernel[_grid(B, walk)](
+            a,
+            u,
+            start,
+            h,
+            h_n,
+            stride_ab=stride_ab,
+            stride_at=stride_at,
+            stride_hb=stride_hb,
+            stride_ht=stride_ht,
+            TANH=nonlinearity == "tanh",
+            **walk,
+            **OPTIONS,
+        )
+    return h_n
+
+
+def scan_backward(
+    grad_h,
+    grad_h_n,
+    h,
+    u,
+    h0,
+    *,
+    nonlinearity="relu",
+    reverse=False,
+    lengths=None,
+    cu_seqlens=None,
+    resets=None,
+    grad_clip=None,
+    grad_a=None,
+    chunks=None,
+    rows=None,
+    block_n=None,
+):
+    """The gradients (grad_a, grad_u, grad_h0) of `scan_forward`, from the h that it stored, and
+    grad_b (N,), the sum of grad_a over batch and time.
+
+    grad_h: like h. grad_h_n: (B, N), or None for zeros. grad_clip: the bound of every message, or
+    None. grad_a: a tensor for it, which may be grad_h, or None. The rest as in `scan_forward`.
+    grad_a is like h, grad_u like u, and grad_h0 (B, N) of h0's dtype, or without h0 of h's.
+    """
+    B, walk = _walk_arguments(
+        h, 2, nonlinearity, not reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
+    )
+    N = h.shape[-1]
+    grad_a = torch.empty_like(h) if grad_a is None else grad_a
+    grad_u = h.new_empty(B, walk["CHUNKS"], N, dtype=_accumulator(h))
+    grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
+    clip = _two_floats(grad_clip)
+    stride_gb, stride_gt = _strides(grad_h, cu_seqlens)
+    stride_hb, stride_ht = _strides(h, cu_seqlens)
+    stride_db, stride_dt = _strides(grad_a, cu_seqlens)
+    with torch.cuda.device_of(h):
+        start = None
+        if walk["CHUNKS"] > 1:
+            start = _chunk_starts(B, walk, grad_h, h, u, given=grad_h_n, first=None, clip=clip)
+        _scan_bwd_kernel[_grid(B, walk)](
+            grad_h,
+            grad_h_n,
+            h,
+            u,
+            h0,
+            start,
+            grad_a,
+            grad_u,
+            grad_h0,
+            clip=clip[0],
+            clip_rest=clip[1],
+            stride_gb=stride_gb,
+            stride_gt=stride_gt,
+            stride_hb=stride_hb,
+            stride_ht=stride_ht,
+            stride_db=stride_db,
+            stride_dt=stride_dt,
+            TANH=nonlinearity == "tanh",
+            **walk,
+            **OPTIONS,
+        )
+    grad_b = grad_a.sum(tuple(range(grad_a.dim() - 1)))
+    return grad_a, grad_u.sum((0, 1)).to(u.dtype), grad_h0, grad_b
+
+
+def _chunk_starts(B, walk, p, h, u, given, first, clip):
+    """(B, CHUNKS, N): the state, or in the backward the message, with which each chunk starts."""
+    chunks, N = walk["CHUNKS"], walk["N"]
+    cu_seqlens = walk["cu_seqlens_ptr"]
+    maps = p.new_empty(B, chunks, 4, N, dtype=_accumulator(p))
+    start = p.new_empty(B, chunks, N, dtype=maps.dtype)
+    stride_pb, stride_pt = _strides(p, cu_seqlens)
+    stride_hb, stride_ht = (0, 0) if h is None else _strides(h, cu_seqlens)
+    blocks, _ = _grid(B, walk)
+    _scan_fold_kernel[(blocks, chunks - 1)](
+        p,
+        h,
+        u,
+        given,
+        maps,
+        clip=clip[0],
+        clip_rest=clip[1],
+        stride_pb=stride_pb,
+        stride_pt=stride_pt,
+        stride_hb=stride_hb,
+        stride_ht=stride_ht,
+        **walk,
+        **OPTIONS,
+    )
+    _scan_carry_kernel[(B * triton.cdiv(N, 32),)](
+        maps,
+        first,
+        start,
+        N,
+        BOUNDED=(walk["LO"] if h is None else clip[0]) is not None,
+        CHUNKS=chunks,
+        ROWS=8,
+        BLOCK_N=32,
+        **OPTIONS,
+    )
+    return start
+
+
+def device_of(x):
+    """What the model needs to know of the GPU that x is on; the interpreter has nothing to fill."""
+    return _device(x.device.index) if x.is_cuda else Device("mma", 1, 32, 1 << 20)
+
+
+@functools.cache
+def _device(index):
+    properties = torch.cuda.get_device_properties(index)
+    family = None
+    if torch.version.hip:
+        if properties.gcnArchName.startswith(("gfx94", "gfx95")):
+            family = "mfma"
+    else:
+        family = {8: "mma", 9: "wgmma", 10: "tcgen05", 12: "mma"}.get(properties.major)
+    return Device(
+        family, properties.multi_processor_count, properties.warp_size, properties.L2_cache_size
+    )
+
+
+def _walk_arguments(
+    x, streams, nonlinearity, reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
+):
+    """B, and the arguments that the kernels which walk over time share."""
+    if nonlinearity == "tanh":
+        if chunks not in (None, 1):
+            raise ValueError(f"tanh is not a clamp and cannot be cut in time: chunks={chunks}")
+        chunks = 1
+    if cu_seqlens is None:
+        B, T, N = x.shape
+    else:
+        B, N = len(cu_seqlens) - 1, x.shape[1]
+        T = len(x) // max(B, 1)
+    device = device_of(x)
+    planned = plan(B, T, N, x.element_size(), streams, device.multiprocessors, device.lanes)
+    lo, hi = BOUNDS[nonlinearity]
+    stride_rb, stride_rt = (0, 0) if resets is None else _strides(resets, cu_seqlens)
+    return B, {
+        "lengths_ptr": lengths,
+        "cu_seqlens_ptr": cu_seqlens,
+        "resets_ptr": resets,
+        "T": T,
+        "N": N,
+        "stride_rb": stride_rb,
+        "stride_rt": stride_rt,
+        "LO": lo,
+        "HI": hi,
+        "REVERSE": reverse,
+        "CHUNKS": chunks or planned.chunks,
+        "ROWS": rows or planned.rows,
+        "BLOCK_N": block_n or planned.block_n,
+    }
+
+
+def _grid(B, walk):
+    return B * triton.cdiv(walk["N"], walk["BLOCK_N"]), walk["CHUNKS"]
+
+
+def _strides(x, cu_seqlens):
+    """Strides of batch and time."""
+    return x.stride()[:2] if cu_seqlens is None else (0, x.stride(0))
+
+
+def _accumulator(x):
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _two_floats(x):
+    """x as a float32, which is what a launch argument is, and the rest, which float64 needs."""
+    if x is None:
+        return None, None
+    head = ctypes.c_float(x).value
+    return head, x - head

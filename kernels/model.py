@@ -1,0 +1,186 @@
+"""How a call is cut for a GPU: a small model of time, so that no user waits for a search.
+
+Times are clocks of one multiprocessor. The constants are published figures of the devices named, or
+counts from the compiled kernels (`aot`); `python -m bench tune` compares the picks with a sweep.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+
+class Device(NamedTuple):
+    """What the model knows of a GPU."""
+
+    family: str | None  # of matrix instructions, a key of FAMILIES; None: no fused kernel
+    multiprocessors: int
+    lanes: int  # of a warp
+    cache: int  # bytes of the last-level cache
+
+
+class Family(NamedTuple):
+    lanes: int  # that share a row of the accumulator ...
+    run: int  # ... and the neighbouring columns that each holds in turn
+    products: int  # multiply-adds of 16-bit numbers a clock and multiprocessor
+    memory: int  # bytes a clock and multiprocessor
+    forward: int  # instructions an element beside the product
+    backward: int  # with a clip
+
+
+FAMILIES = {
+    "mma": Family(4, 2, 1024, 11, 19, 41),  # NVIDIA 8.x and 12.x; rates of an A100
+    "wgmma": Family(4, 2, 2048, 18, 14, 35),  # NVIDIA 9.0; an H200
+    "tcgen05": Family(1, 1, 4096, 25, 9, 18),  # NVIDIA 10.x, whose lanes own whole rows; a B200
+    "mfma": Family(2, 4, 1024, 7, 35, 67),  # AMD CDNA 3 and 4; an MI300X
+}
+CACHE_RATE = 32  # bytes a clock and multiprocessor from the last-level cache
+LAUNCH = 4000  # a kernel's start and its tail: 2 us
+HOP = 1800  # from one tile of a chain to the next: 1 us
+LATENCY = 600  # of a tile's recurrence, beyond its instructions
+LIBRARY = 0.8  # of the peak rate, in a large product of cuBLAS
+SLICE = 2  # a slice of the split path takes so much of the cache: half
+
+
+class Plan(NamedTuple):
+    """How a scan is cut: chunks of time, rows in flight, channels of a program."""
+
+    chunks: int
+    rows: int
+    block_n: int
+
+
+def plan(B, T, N, itemsize, streams, multiprocessors, lanes):
+    """How to cut B sequences of T steps and N channels whose steps read `streams` rows each.
+
+    A multiprocessor keeps memory busy with about 32 KiB in flight (latency times bandwidth: 0.9 us
+    of an H200's 4.8 TB/s, over 132). In flight are rows * streams * itemsize bytes for each of
+    B * N * chunks channels, however these are grouped into programs. So
+    - rows: 256 bytes a lane, which the registers hold without a spill;
+    - chunks: powers of two until the goal is met, unless one chunk is within half of it, for chunks
+      read the input twice. Each is 4 groups of rows at least, and their number below sqrt(T) / 2,
+      because the carry takes them one by one;
+    - block_n: 16 bytes a lane, or less until every multiprocessor has 4 programs.
+    """
+    rows = 16 // streams
+    goal = 32 * 1024 * multiprocessors
+    in_flight = B * N * rows * streams * itemsize
+    most_chunks = min(T // (4 * rows), math.isqrt(T) // 2)
+    chunks = 1
+    if 2 * in_flight <= goal:
+        while chunks * in_flight < goal and 2 * chunks <= most_chunks:
+            chunks *= 2
+    block_n = 16 * lanes // itemsize
+    while block_n > lanes and B * math.ceil(N / block_n) * chunks < 4 * multiprocessors:
+        block_n //= 2
+    return Plan(chunks, rows, block_n)
+
+
+class Tile(NamedTuple):
+    """How a fused kernel is cut, and how the device lays out an accumulator."""
+
+    block_n: int
+    block_t: int
+    block_k: int
+    warps: int
+    stages: int
+    lanes: int
+    run: int
+
+
+def tile(family, N, K, itemsize, backward, aligned):
+    """The tile of a fused kernel: as large as keeps the recurrence in registers, without a spill.
+
+    Where rows are not multiples of 16 bytes, loads are one element wide and pointers take
+    registers: smaller tiles. A K of one block has its weights in shared memory for good.
+    """
+    block_k = 128 // itemsize if aligned else 32
+    if family == "wgmma":
+        wide, narrow = (128, 128, 8, 4), (64, 128, 4, 3)
+        if backward:
+            wide, narrow = (128, 64, 8, 3), (64, 64, 4, 3)
+        block_n, block_t, warps, stages = wide if N > 64 else narrow
+        if (itemsize == 4 and backward) or not aligned:
+            block_n, block_t, warps, stages = 64, 64, 4, 3
+    elif family == "tcgen05":
+        block_n, block_t, warps, stages = 128, 64 if aligned and not backward else 32, 4, 3
+    else:
+        block_n, block_t, warps, stages = 128, 32 if aligned or not backward else 16, 4, 2
+        if family == "mma":
+            stages, block_k = 4, 32
+    if block_k * (2 if aligned and block_n * itemsize <= 256 else 1) >= K:
+        block_k = max(16, 1 << (K - 1).bit_length())
+    layout = FAMILIES[family].lanes, FAMILIES[family].run
+    return Tile(block_n, block_t, block_k, warps, stages, *layout)
+
+
+def fused_time(device, B, T, K, N, itemsize, backward, cut, chained):
+    """Of the fused kernel: each program walks all tiles of a sequence, or one of a chain."""
+    family = FAMILIES[device.family]
+    blocks_k = math.ceil(K / cut.block_k)
+    product = cut.block_n * cut.block_t * blocks_k * cut.block_k / (family.products * 2 // itemsize)
+    weights = cut.block_n if blocks_k > 1 else 0
+    traffic = (cut.block_t + weights) * K * itemsize / CACHE_RATE
+    each_element = family.backward if backward else family.forward
+    recurrence = each_element * cut.block_n * cut.block_t / (4 * device.lanes)
+    alone = max(product, traffic) + recurrence + LATENCY
+    busy = max(product, traffic, recurrence)
+    programs, tiles, hops = B * math.ceil(N / cut.block_n), math.ceil(T / cut.block_t), 0
+    if chained:
+        programs, tiles, hops = programs * tiles, 1, tiles * HOP
+    each = math.ceil(programs / device.multiprocessors)
+    resident = 8 // cut.warps  # as many as the registers hold
+    compute = tiles * max(each * busy, math.ceil(each / resident) * alone)
+    rows = K + 2 * N if backward else K + N
+    return LAUNCH + max(compute, hops, _memory(device, B * T * rows * itemsize))
+
+
+def split_time(device, B, T, K, N, itemsize, backward, slices):
+    """Of the library's product, then the scan in place, both on slices in turn."""
+    family = FAMILIES[device.family]
+    rate = LIBRARY * family.products * 2 // itemsize
+    product = max(
+        B * T * K * N / (device.multiprocessors * rate), _memory(device, B * T * (K + N) * itemsize)
+    )
+    streams = 2 if backward else 1
+    cut = plan(B, T, N, itemsize, streams, device.multiprocessors, device.lanes)
+    size = B * T * N * itemsize
+    passes = 1 + streams + (streams if cut.chunks > 1 else 0)
+    scan = _memory(device, passes * size)
+    if size <= slices * device.cache // SLICE:
+        scan = passes * size / (device.multiprocessors * CACHE_RATE)
+    return product + scan + slices * LAUNCH * (2 if cut.chunks == 1 else 4)
+
+
+def _memory(device, size):
+    return size / (device.multiprocessors * FAMILIES[device.family].memory)
+
+
+class Choice(NamedTuple):
+    """How a layer is computed: fused with this tile, or, without one, split in slices."""
+
+    tile: Tile | None
+    chained: bool
+    slices: int
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(device, strategy, B, T, K, N, itemsize, backward, aligned, can_chain, most_slices):
+    """The fastest way by the model, of those that `strategy` and the flags allow.
+
+    N counts the channels of one direction, B sequences and directions. most_slices: 1 where the
+    sequences cannot be taken in turn.
+    """
+    ways = []
+    if strategy != "split":
+        cut = tile(device.family, N, K, itemsize, backward, aligned)
+        for chained in (False, True) if can_chain and cut.block_t < T else (False,):
+            time = fused_time(device, B, T, K, N, itemsize, backward, cut, chained)
+            ways.append((time, Choice(cut, chained, 1)))
+    if strategy != "fused":
+        slices = math.ceil(B * T * N * itemsize * SLICE / max(device.cache, 1))
+        for n in {1, max(1, min(slices, most_slices))}:
+            time = 0.0
+            if device.family:
+                time = split_time(device, B, T, K, N, itemsize, backward, n)
+            ways.append((time, Choice(None, False, n)))
+    return min(ways, key=lambda way: way[0])[1]

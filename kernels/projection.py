@@ -1,0 +1,348 @@
+"""The projection and the recurrence in one kernel, forward and backward.
+
+    forward   h_t = clamp(W x_t + b + u * h_{t-1}, lo, hi)
+    backward  d_t = clamp(m_t * (W'^T d'_t + u * d_{t+1}), -c, c)    m_t read off the stored h_t
+
+d' is the gradient of the next layer's pre-activation and W' its weight: in a stack of plain layers
+the reverse recurrence of one layer is the epilogue of the product that the next layer's gradient
+needs anyway. Li et al. 2018, arXiv 1803.04831, eq. 4.
+
+A program owns one sequence and BLOCK_N channels, and walks tiles of BLOCK_T steps. The product of
+a tile has channels as rows and time as columns, permuted so that each lane owns consecutive steps
+(see `registers`): fold them into one map, walk the lanes of a row in order, run them again from the
+right start. CHAINED: each tile is a program of its own (see `tiles`).
+
+Steps are counted along the forward walk: step i is time i, or length-1-i where REVERSE. Offsets are
+64 bits wide; strides count elements; channels are adjacent. State and sums are float32.
+
+Found by compiling (bench/results/sass.json; nothing here has been timed on a GPU), in instructions
+an element outside of the loop over K, bfloat16:
+- Tiles are the largest that keep the recurrence in registers with warps along channels alone. On
+  sm_80 64 steps instead of 32 put two warps along time: 52 barriers instead of 15, and 248
+  registers. On gfx942 64 x 128 has 70 barriers. On sm_90 128 x 256 spills 24 bytes.
+- sm_90, 128 x 128, 8 warps: 11.7, and 2 more where a u is negative; 5.3 are the recurrence, 1 the
+  bias, 1 the way to 16 bits, 2 the first loads of the product. sm_100, where a lane owns a row,
+  needs no fold: 8.5. sm_80 18.5. gfx942 has no maximum that keeps NaN: 35; gfx950 has: 14.
+- Backward on sm_90 24, with a clip 35: h comes through shared memory into the accumulator's layout,
+  and two bounds are carried. The scan alone has 11, and 3 passes over memory instead of 2.
+- In float32 without TF32 the product takes plain instructions, and the library's is better.
+- Weights of one block of K stay in shared memory; those of a larger K are read from the cache again
+  for each tile, because Triton cannot index shared memory by a loop's variable. By `model` that is
+  what makes the split way the faster one from a K of about 256 up.
+- x through TMA: not tried, as 8 of the 82 instructions of the loop over K are its copies.
+"""
+
+import triton
+import triton.language as tl
+
+from .clamped_affine import append, constant, finish, identity, step, stopped
+from .registers import fold_steps, in_order, in_runs, lanes_in_order, step_of_column, together
+from .tiles import await_state, place_of, product, publish
+from .walk import within, zero_rows
+
+
+@triton.jit(do_not_specialize=["T"])
+def _fused_fwd_kernel(
+    x_ptr,  # [B, T, K]
+    w_ptr,  # [HALVES * N, K]
+    b_ptr,  # [HALVES * N] or None
+    u_ptr,  # [HALVES * N]
+    h0_ptr,  # [B, HALVES * N] or None
+    h_ptr,  # [B, T, HALVES * N]
+    h_n_ptr,  # [B, HALVES * N]
+    lengths_ptr,  # [B] or None
+    cu_seqlens_ptr,  # [B + 1] or None; not if CHAINED
+    resets_ptr,  # [B, T] or None
+    ticket_ptr,  # [1], zero, and ...
+    states_ptr,  # ... a word for each tile, program abreast and channel, zero; None: not CHAINED
+    T,
+    N,
+    K,
+    stride_xb,
+    stride_xt,
+    stride_wn,
+    stride_wk,
+    stride_hb,
+    stride_ht,
+    stride_rb,
+    stride_rt,
+    LO: tl.constexpr,  # bounds of h, or None
+    HI: tl.constexpr,
+    REVERSE: tl.constexpr,
+    HALVES: tl.constexpr,  # 2: N more channels walk the other way
+    EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
+    ONE_K: tl.constexpr,  # K is at most BLOCK_K: the weights stay in shared memory
+    LANES: tl.constexpr,
+    RUN: tl.constexpr,
+    LEVELS: tl.constexpr,  # log2 of BLOCK_T / LANES
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,  # of a product of float32
+):
+    """h_t = clamp(W x_t + b + u * h_{t-1}, LO, HI), and h_n, the state after the last step.
+
+    Where resets, h_{t-1} counts as 0. Saves h alone. Floor: the larger of 2*B*T*K*N operations on
+    the tensor cores, and x read and h written once.
+    """
+    tl.assume(K > 0)
+    b, first, length, padded, half, channels, abreast, place, tile = place_of(
+        ticket_ptr, T, N, lengths_ptr, cu_seqlens_ptr, HALVES, BLOCK_T, BLOCK_N
+    )
+    mask_n = channels < N
+    offs_n = half * N + channels
+    offs_k = tl.arange(0, BLOCK_K)
+    order = step_of_column(BLOCK_T, LANES, RUN)
+    steps = tl.arange(0, BLOCK_T)
+    x_ptr += b * stride_xb + first * stride_xt
+    h_ptr += b * stride_hb + first * stride_ht
+    w_ptrs = w_ptr + offs_n[:, None] * stride_wn + offs_k[None, :] * stride_wk
+    w = None
+    if ONE_K:
+        w = tl.load(w_ptrs, mask=mask_n[:, None] & (offs_k < K)[None, :], other=0.0)
+    u = tl.load(u_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    bias = tl.zeros([BLOCK_N], tl.float32)
+    if b_ptr is not None:
+        bias = tl.load(b_ptr + offs_n, mask=mask_n).to(tl.float32)
+    state = tl.zeros([BLOCK_N], tl.float32)
+    if h0_ptr is not None:
+        state = tl.load(h0_ptr + b * N * HALVES + offs_n, mask=mask_n).to(tl.float32)
+    falls = tl.min(u, 0) < 0.0
+    u = tl.broadcast_to(u[:, None], [BLOCK_N, LANES])
+    begin, end = length * 0, length
+    if ticket_ptr is not None:
+        begin = tile * BLOCK_T
+        end = tl.minimum(begin + BLOCK_T, length)
+        words = states_ptr + (tile.to(tl.int64) * abreast + place) * BLOCK_N
+        words += tl.arange(0, BLOCK_N)
+    for i in tl.range(begin, end, BLOCK_T, num_stages=STAGES if ONE_K else 1):
+        left = length - i
+        rows = i + tl.minimum(order, left - 1)
+        out = i + steps
+        if HALVES == 2:
+            rows = tl.where(half != REVERSE, length - 1 - rows, rows)
+            out = tl.where(half != REVERSE, length - 1 - out, out)
+        elif REVERSE:
+            rows = length - 1 - rows
+            out = length - 1 - out
+        acc = tl.broadcast_to(bias[:, None], [BLOCK_N, BLOCK_T])
+        x_ptrs = x_ptr + rows[None, :].to(tl.int64) * stride_xt + offs_k[:, None]
+        acc = product(
+            x_ptrs, None, w, w_ptrs, stride_wk, mask_n, offs_k, K, acc,
+            EVEN_K, ONE_K, BLOCK_K, STAGES, PRECISION,
+        )  # fmt: skip
+        a = in_runs(acc, LANES, RUN, LEVELS)
+        cut = None
+        if resets_ptr is not None:
+            resets = tl.load(resets_ptr + b * stride_rb + (first + rows) * stride_rt)
+            resets = tl.where(resets[None, :], 1.0, tl.zeros_like(acc))
+            cut = in_runs(resets, LANES, RUN, LEVELS)
+        s = tl.broadcast_to(state[:, None], [BLOCK_N, LANES])
+        if LANES > 1 or ticket_ptr is not None:
+            outside = None
+            if h0_ptr is not None:
+                outside = s
+            P, Q, E0, E1 = fold_steps(a, cut, u, falls, outside, LO, HI, LEVELS)
+            if ticket_ptr is not None:  # noqa: SIM102
+                if tile > 0:  # a tensor: no `and`
+                    state = await_state(words - abreast * BLOCK_N)
+            s, state = lanes_in_order(P, Q, E0, E1, state, LO is not None)
+            if ticket_ptr is not None:
+                publish(words, state)
+        columns = ()
+        for m in tl.static_range(BLOCK_T // LANES):
+            if cut is not None:
+                s = tl.where(cut[m] != 0.0, 0.0, s)
+            s = step(a[m], u, s, LO, HI)
+            columns = columns + (s,)  # noqa: RUF005
+        if LANES == 1:
+            state = tl.reshape(s, [BLOCK_N])
+        h_ptrs = h_ptr + out[:, None].to(tl.int64) * stride_ht + offs_n[None, :]
+        mask = (steps < left)[:, None] & mask_n[None, :]
+        tl.store(h_ptrs, in_order(columns, h_ptr.dtype.element_ty, LEVELS), mask=mask)
+
+    # What this program stored is there after a barrier.
+    tl.debug_barrier()
+    last = (end == length) & ((begin < length) | (tile == 0))
+    there = last & (length > 0)
+    row = length - 1
+    if HALVES == 2:
+        row = tl.where(half != REVERSE, 0, row)
+    elif REVERSE:
+        row = length * 0
+    h_n_ptrs = h_ptr + row.to(tl.int64) * stride_ht + offs_n
+    h_n = tl.load(h_n_ptrs, mask=within(channels, N, there)).to(tl.float32)
+    h_n = tl.where(there, h_n, state)
+    tl.store(h_n_ptr + b * N * HALVES + offs_n, h_n, mask=within(channels, N, last))
+    if lengths_ptr is not None:
+        stop = padded
+        if ticket_ptr is not None:
+            stop = tl.minimum(begin + BLOCK_T, padded)
+        zero_rows(
+            h_ptr + half * N, b * 0, length.to(tl.int64), begin, stop, channels, N, 0, stride_ht
+        )
+
+
+@triton.jit(do_not_specialize=["T"])
+def _fused_bwd_kernel(
+    x_ptr,  # [B, T, K], gradient of the next layer's pre-activation
+    w_ptr,  # [K, N], the next layer's weight
+    g_n_ptr,  # [B, N], gradient of h_n, or None
+    h_ptr,  # [B, T, N], the stored output
+    u_ptr,  # [N]
+    h0_ptr,  # [B, N] or None
+    d_ptr,  # [B, T, N], gradient of this layer's pre-activation
+    sums_ptr,  # [2, tiles, B, N], this program's shares of the gradients of u and b
+    grad_h0_ptr,  # [B, N]
+    lengths_ptr,  # [B] or None
+    cu_seqlens_ptr,  # [B + 1] or None; not if CHAINED
+    resets_ptr,  # [B, T] or None
+    ticket_ptr,  # as in `_fused_fwd_kernel`
+    states_ptr,
+    clip,  # c, or None
+    T,
+    N,
+    K,
+    stride_xb,
+    stride_xt,
+    stride_wn,
+    stride_wk,
+    stride_hb,
+    stride_ht,
+    stride_db,
+    stride_dt,
+    stride_rb,
+    stride_rt,
+    LO: tl.constexpr,  # bounds of h, or None
+    HI: tl.constexpr,
+    REVERSE: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    ONE_K: tl.constexpr,
+    LANES: tl.constexpr,
+    RUN: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) with g_t = W^T x_t, which is not stored.
+
+    grad_u = sum d_t * h_{t-1}, grad_b = sum d_t, grad_h0 = u * d_1; as in `_scan_bwd_kernel`.
+    Floor: 2*B*T*K*N operations on the tensor cores, or x and h read and d written once.
+    """
+    tl.assume(K > 0)
+    b, first, length, padded, _half, offs_n, abreast, place, tile = place_of(
+        ticket_ptr, T, N, lengths_ptr, cu_seqlens_ptr, 1, BLOCK_T, BLOCK_N
+    )
+    mask_n = offs_n < N
+    offs_k = tl.arange(0, BLOCK_K)
+    order = step_of_column(BLOCK_T, LANES, RUN)
+    steps = tl.arange(0, BLOCK_T)
+    x_ptr += b * stride_xb + first * stride_xt
+    h_ptr += b * stride_hb + first * stride_ht
+    d_ptr += b * stride_db + first * stride_dt
+    w_ptrs = w_ptr + offs_n[:, None] * stride_wn + offs_k[None, :] * stride_wk
+    w = None
+    if ONE_K:
+        w = tl.load(w_ptrs, mask=mask_n[:, None] & (offs_k < K)[None, :], other=0.0)
+    u_n = tl.load(u_ptr + offs_n, mask=mask_n).to(tl.float32)
+    u = tl.broadcast_to(u_n[:, None], [BLOCK_N, LANES])
+    state = tl.zeros([BLOCK_N], tl.float32)
+    sum_u = tl.zeros([BLOCK_N, LANES], tl.float32)
+    sum_b = tl.zeros([BLOCK_N, LANES], tl.float32)
+    lo = None
+    hi = None
+    if clip is not None:
+        hi = tl.cast(clip, tl.float32)
+        lo = -hi
+    tiles = tl.cdiv(length, BLOCK_T)
+    begin, end = tile * 0, tiles
+    if ticket_ptr is not None:
+        begin, end = tile, tl.minimum(tile + 1, tiles)
+        words = states_ptr + (tile.to(tl.int64) * abreast + place) * BLOCK_N
+        words += tl.arange(0, BLOCK_N)
+    for k in tl.range(begin, end, num_stages=STAGES if ONE_K else 1):
+        # The walk goes down from the tile's last step; those past the length come first, as zeros.
+        top = (tiles - k) * BLOCK_T - 1
+        rows = top - order
+        out = top - steps
+        valid = rows < length
+        at_end = rows == length - 1
+        stored = out < length
+        if REVERSE:
+            rows = length - 1 - rows
+            out = length - 1 - out
+        acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+        x_ptrs = x_ptr + rows[None, :].to(tl.int64) * stride_xt + offs_k[:, None]
+        acc = product(
+            x_ptrs, valid, w, w_ptrs, stride_wk, mask_n, offs_k, K, acc,
+            EVEN_K, ONE_K, BLOCK_K, STAGES, PRECISION,
+        )  # fmt: skip
+        if g_n_ptr is not None:
+            g_n = tl.load(g_n_ptr + b * N + offs_n, mask=mask_n).to(tl.float32)
+            acc += tl.where(at_end[None, :], g_n[:, None], 0.0)
+        h_ptrs = h_ptr + rows[None, :].to(tl.int64) * stride_ht + offs_n[:, None]
+        h_tile = tl.load(h_ptrs, mask=mask_n[:, None] & valid[None, :], other=0.0).to(tl.float32)
+        acc, h_tile = together(acc, h_tile)
+        g = in_runs(acc, LANES, RUN, LEVELS)
+        h = in_runs(h_tile, LANES, RUN, LEVELS)
+        if resets_ptr is not None:
+            resets_ptrs = resets_ptr + b * stride_rb + (first + rows) * stride_rt
+            resets = tl.load(resets_ptrs, mask=valid, other=0)
+            resets = tl.where(resets[None, :], 1.0, tl.zeros_like(acc))
+            cut = in_runs(resets, LANES, RUN, LEVELS)
+        s = tl.broadcast_to(state[:, None], [BLOCK_N, LANES])
+        if LANES > 1 or ticket_ptr is not None:
+            P, Q, E0, E1 = identity(u, lo, hi)
+            for m in tl.static_range(BLOCK_T // LANES):
+                P, Q, E0, E1 = append(g[m], u, P, Q, E0, E1, lo, hi)
+                killed = stopped(h[m], LO, HI)
+                if resets_ptr is not None:
+                    killed |= cut[m] != 0.0
+                P, Q, E0, E1 = constant(killed, 0.0, P, Q, E0, E1)
+            P, Q, E0, E1 = finish(P, Q, E0, E1, u, lo, hi)
+            if ticket_ptr is not None:  # noqa: SIM102
+                if k > 0:  # a tensor: no `and`
+                    state = await_state(words - abreast * BLOCK_N)
+            s, state = lanes_in_order(P, Q, E0, E1, state, lo is not None)
+            if ticket_ptr is not None:
+                publish(words, state)
+        columns = ()
+        for m in tl.static_range(BLOCK_T // LANES):
+            # The message that arrives at step t is d_{t+1}: here is its h_{t}.
+            sum_u += s * h[m]
+            s = tl.where(stopped(h[m], LO, HI), 0.0, step(g[m], u, s, lo, hi))
+            sum_b += s
+            columns = columns + (s,)  # noqa: RUF005
+            if resets_ptr is not None:
+                s = tl.where(cut[m] != 0.0, 0.0, s)
+        if LANES == 1:
+            state = tl.reshape(s, [BLOCK_N])
+        d_ptrs = d_ptr + out[:, None].to(tl.int64) * stride_dt + offs_n[None, :]
+        mask = stored[:, None] & mask_n[None, :]
+        tl.store(d_ptrs, in_order(columns, d_ptr.dtype.element_ty, LEVELS), mask=mask)
+
+    grad_u = tl.sum(sum_u, 1)
+    grad_h0 = u_n * state
+    last = (end == tiles) & ((begin < tiles) | (tile == 0))
+    if h0_ptr is not None:
+        h0 = tl.load(h0_ptr + b * N + offs_n, mask=mask_n).to(tl.float32)
+        grad_u += tl.where(last, state * h0, 0.0)
+    if g_n_ptr is not None:
+        g_n = tl.load(g_n_ptr + b * N + offs_n, mask=mask_n).to(tl.float32)
+        grad_h0 = tl.where(tiles == 0, g_n, grad_h0)
+    tl.store(grad_h0_ptr + b * N + offs_n, grad_h0, mask=within(offs_n, N, last))
+    shares = tl.cdiv(T, BLOCK_T) if ticket_ptr is not None else 1
+    batch = abreast // tl.cdiv(N, BLOCK_N)
+    sum_ptrs = sums_ptr + (tile * batch.to(tl.int64) + b) * N + offs_n
+    tl.store(sum_ptrs, grad_u, mask=mask_n)
+    tl.store(sum_ptrs + shares * batch.to(tl.int64) * N, tl.sum(sum_b, 1), mask=mask_n)
+    if lengths_ptr is not None:
+        start, stop = length * 0, padded
+        if ticket_ptr is not None:
+            start = tile * BLOCK_T
+            stop = tl.minimum(start + BLOCK_T, padded)
+        zero_rows(d_ptr, b * 0, length.to(tl.int64), start, stop, offs_n, N, 0, stride_dt)

@@ -1,0 +1,204 @@
+"""The layer on a CPU, product and recurrence, and the gradient through a layer above."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fastindrnn.kernels import cpu, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scan_cases import Case, cases, check_scan, gradients_by_formula, inputs
+from tolerance import assert_close_to_reference
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def double(*tensors):
+    return [None if x is None else x.double() for x in tensors]
+
+
+def layer_inputs(case, K, has_bias):
+    """x of K features in the case's form, weight, bias, u, h0, options, and h to be written."""
+    (x, _, _, options), _ = inputs(replace(case, N=K))
+    if case.dtype.itemsize == 2:  # torch's product lets a NaN row spill into the next one there
+        x = torch.where(x.isnan(), 7.0, x)
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(case.dtype)
+
+    u = (torch.rand(case.N, generator=generator) * 2.2 - 1.1).to(case.dtype)
+    h0 = normal(case.B, case.N) if case.has_h0 else None
+    bias = normal(case.N) if has_bias else None
+    h = x.new_full((*x.shape[:-1], case.N), torch.nan)
+    if case.time_first and h.dim() == 3:
+        h = h.transpose(0, 1).contiguous().transpose(0, 1)
+    return x, normal(case.N, K), bias, u, h0, options, h
+
+
+def expected_layer(x, weight, bias, u, h0, bidirectional, reverse, **options):
+    """By the reference, each direction on its own."""
+    a = torch.nn.functional.linear(x, weight, bias)
+    if not bidirectional:
+        return reference.scan(a, u, h0, reverse=reverse, **options)
+    halves = [
+        reference.scan(
+            a.chunk(2, -1)[i],
+            u.chunk(2)[i],
+            None if h0 is None else h0.chunk(2, -1)[i],
+            reverse=reverse != (i == 1),
+            **options,
+        )
+        for i in range(2)
+    ]
+    return [torch.cat(pair, -1) for pair in zip(*halves, strict=True)]
+
+
+def check_layer(case, K, has_bias, bidirectional, **launch):
+    x, weight, bias, u, h0, options, h = layer_inputs(case, K, has_bias)
+    h_n = cpu.indrnn_forward(
+        x, weight, bias, u, h0, h, bidirectional=bidirectional, **options, **launch
+    )
+    x = torch.where(x.isnan(), 0, x)
+    tensors = x, weight, bias, u, h0
+    expected = expected_layer(*double(*tensors), bidirectional, **options)
+    loop = expected_layer(*tensors, bidirectional, **options)
+    for what, *three in zip(("h", "h_n"), (h, h_n), expected, loop, strict=True):
+        assert three[0].dtype == case.dtype
+        assert_close_to_reference(*three, what=what)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(T=40, N=70), st.sampled_from([1, 5, 32]), st.booleans(), st.booleans())
+def test_layer_against_reference(case, K, has_bias, bidirectional):
+    if bidirectional:
+        case = replace(case, N=2 * case.N)
+    check_layer(case, K, has_bias, bidirectional)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
+@pytest.mark.parametrize("shape", [(1, 90, 2200), (5, 100, 258), (2, 700, 66)])
+def test_layers_of_several_runs_of_channels_and_threads(shape, form, bidirectional):
+    case = Case(*shape, form=form, has_resets=True, reverse=shape[0] == 2)
+    check_layer(case, 24, True, bidirectional)
+
+
+@pytest.mark.parametrize("order", ["batch", "time", "strided"])
+def test_order_in_memory(order):
+    """x in any order of batch and time, and h in one of its own."""
+    B, T, K, N = 3, 11, 6, 10
+    x = torch.randn(B, T, K)
+    if order == "time":
+        x = torch.randn(T, B, K).transpose(0, 1)
+    elif order == "strided":
+        x = torch.randn(B, 2 * T, K + 3)[:, ::2, :K]
+    weight, u = torch.randn(N, K), torch.rand(N)
+    expected, _ = reference.scan(x @ weight.t(), u)
+    for h in (torch.empty(B, T, N), torch.empty(T, B, N).transpose(0, 1)):
+        cpu.indrnn_forward(x, weight, None, u, None, h)
+        torch.testing.assert_close(h, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 2), (2, 0, 4, 2), (2, 3, 0, 2), (2, 3, 4, 0)])
+def test_empty(shape):
+    B, T, N, K = shape
+    weight, u, h0, h = torch.randn(N, K), torch.rand(N), torch.randn(B, N), torch.empty(B, T, N)
+    h_n = cpu.indrnn_forward(torch.randn(B, T, K), weight, None, u, h0, h)
+    expected, last = reference.scan(torch.randn(B, T, K) @ weight.t() * 0, u, h0)
+    if K == 0:
+        torch.testing.assert_close(h, expected)
+        torch.testing.assert_close(h_n, last)
+    assert h_n.shape == (B, N)
+    if T == 0:
+        assert torch.equal(h_n, h0)
+
+
+def test_a_strategy_that_a_cpu_has_not():
+    x, h = torch.randn(2, 3, 4), torch.empty(2, 3, 4)
+    eye, u = torch.eye(4), torch.ones(4)
+    with pytest.raises(ValueError, match="'fused'"):
+        cpu.indrnn_forward(x, eye, None, u, None, h, strategy="fused")
+    with pytest.raises(ValueError, match="'fused'"):
+        cpu.projected_backward(x, eye, None, h, u, None, strategy="fused")
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(T=40, N=70), st.sampled_from([1, 5, 32]))
+def test_gradient_through_the_layer_above(case, M):
+    """As the formula on the product; the product rounds as the dtype does."""
+    grad_next, weight, _, u, h0, options, h = layer_inputs(case, M, has_bias=False)
+    weight_next, clip = weight.t(), {"grad_clip": case.grad_clip}
+    a = torch.randn(h.shape, generator=torch.Generator().manual_seed(1)).to(case.dtype)
+    grad_h_n = h0
+    cpu.scan_forward(a, u, h0, h, **options)
+    actual = cpu.projected_backward(grad_next, weight_next, grad_h_n, h, u, h0, **options, **clip)
+    grad_next = torch.where(grad_next.isnan(), 0, grad_next)
+    product = grad_next @ weight_next
+    tensors = grad_h_n, h, u, h0
+    # In half precision the product is rounded here as there: the scan's own error is compared.
+    exact = (
+        product.double()
+        if case.dtype.itemsize == 2
+        else double(grad_next)[0] @ weight_next.double()
+    )
+    expected = gradients_by_formula(exact, *double(*tensors), **options, **clip)
+    loop = gradients_by_formula(product, *tensors, **options, **clip)
+    names = ("grad_a", "grad_u", "grad_h0", "grad_b")
+    for what, *three in zip(names, actual, expected, loop, strict=True):
+        assert three[0].dtype == case.dtype
+        assert_close_to_reference(*three, what=what)
+
+
+def test_gradient_through_the_layer_above_holds_one_tensor_more(monkeypatch):
+    """The product becomes grad_a: nothing else of its size is ever asked for."""
+    B, T, N, M = 4, 50, 60, 30
+    made = []
+    empty_like = torch.empty_like
+
+    def counting(*arguments, **options):
+        made.append(empty_like(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "empty_like", counting)
+    h = torch.rand(B, T, N)
+    grad_a, *_ = cpu.projected_backward(
+        torch.randn(B, T, M), torch.randn(M, N), None, h, torch.rand(N), None
+    )
+    assert len(made) == 1
+    assert grad_a.data_ptr() == made[0].data_ptr()
+
+
+def test_given_memory_for_the_gradient():
+    """Between other channels, in another order than h, or over the gradient that arrives."""
+    (a, u, h0, options), (grad_h, grad_h_n) = inputs(Case(3, 20, 33, form="lengths"))
+    h = torch.empty_like(a)
+    cpu.scan_forward(a, u, h0, h, **options)
+    expected = cpu.scan_backward(grad_h, grad_h_n, h, u, h0, **options)
+    wide = torch.full((20, 3, 40), 7.0)
+    for grad_a in (wide[..., 2:35].transpose(0, 1), grad_h):
+        actual = cpu.scan_backward(grad_h, grad_h_n, h, u, h0, **options, grad_a=grad_a)
+        assert actual[0].data_ptr() == grad_a.data_ptr()
+        for x, y in zip(actual, expected, strict=True):
+            assert torch.equal(x, y)
+    wide[..., 2:35] = 7.0
+    assert (wide == 7.0).all(), "wrote outside of grad_a"
+
+
+def test_given_memory_for_the_gradient_in_half_precision():
+    def backward(grad_h, *tensors, **options):
+        return cpu.scan_backward(grad_h, *tensors, **options, grad_a=torch.empty_like(grad_h))
+
+    check_scan(Case(2, 9, 5, dtype=torch.bfloat16), cpu.scan_forward, backward)
+
+
+@pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
+def test_both_directions_in_chunks_of_time(form):
+    (a, u, h0, options), _ = inputs(Case(2, 50, 36, form=form, has_resets=True))
+    results = []
+    for chunks in (1, 2, 5):
+        h = torch.empty_like(a)
+        h_n = cpu.scan_forward(a, u, h0, h, **options, bidirectional=True, chunks=chunks)
+        results.append((h, h_n))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
