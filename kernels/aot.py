@@ -1,13 +1,15 @@
 """Every kernel compiled for every kind of GPU, on a machine that has none.
 
-    python -m fastindrnn.kernels.aot [--target sm_90 gfx942 ...] [--processes 2]
+    python -m fastindrnn.kernels.aot [--target sm_90 gfx942 ...] [--processes 2] [--out FILE]
 
-prints what decides each kernel's speed: registers, bytes spilled, bytes of shared memory,
-instructions, and how many of these the main loop issues for one element. TRITON_INTERPRET, which
-replaces the compiler, must not be set.
+prints what decides each kernel's speed: registers, bytes spilled, bytes of shared memory, barriers,
+instructions, and how many of these the main loop issues for one element; of a fused kernel those
+outside of the loop over K, which compute no product. TRITON_INTERPRET, which replaces the compiler,
+must not be set.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
@@ -22,7 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .chunks import _scan_carry_kernel, _scan_fold_kernel
-from .launch import BOUNDS, OPTIONS, plan
+from .launch_scan import BOUNDS, OPTIONS
+from .model import plan, tile
+from .projection import _fused_bwd_kernel, _fused_fwd_kernel
 from .scan import _scan_bwd_kernel, _scan_fwd_kernel
 
 TARGETS = {
@@ -33,6 +38,16 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx950": GPUTarget("hip", "gfx950", 64),
 }
+FAMILY = {
+    "sm_80": "mma",
+    "sm_90": "wgmma",
+    "sm_100": "tcgen05",
+    "sm_120": "mma",
+    "gfx942": "mfma",
+    "gfx950": "mfma",
+}
+# Instructions that are no arithmetic: products, stores, loads, barriers, shuffles.
+OTHER = "MMA|mfma|ST[GS]|LD[GS]|BAR|SHFL|store|load|ds_|barrier"
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
 
 
@@ -44,6 +59,7 @@ class Case(NamedTuple):
     dtype: str
     constants: dict[str, Any]
     aligned: bool = True  # pointers and strides are multiples of 16, as with N = 512
+    options: dict[str, Any] = OPTIONS
 
 
 class Report(NamedTuple):
@@ -53,11 +69,69 @@ class Report(NamedTuple):
     registers: int
     spilled: int  # bytes a thread
     shared: int  # bytes a program
+    barriers: int
     instructions: int
-    per_element: float | None  # issued by the first loop, for each element it handles
+    per_element: float | None
 
 
-def cases(lanes: int) -> list[Case]:
+def cases(target: str) -> list[Case]:
+    """Every kernel with every dtype it takes, and every option at least once."""
+    return scan_cases(TARGETS[target].warp_size) + fused_cases(FAMILY[target])
+
+
+def fused_cases(family: str) -> list[Case]:
+    """The fused kernels as the model cuts them."""
+    found = []
+
+    def add(name, dtype, K=512, nonlinearity="relu", backward=False, aligned=True, **choices):
+        kernel = _fused_bwd_kernel if backward else _fused_fwd_kernel
+        cut = tile(family, 512, K, ITEMSIZE[dtype], backward, aligned)
+        lo, hi = BOUNDS[nonlinearity]
+        constants = {
+            "LO": lo,
+            "HI": hi,
+            "REVERSE": False,
+            "HALVES": 1,
+            "EVEN_K": K % cut.block_k == 0,
+            "ONE_K": cut.block_k >= K,
+            "LANES": cut.lanes,
+            "RUN": cut.run,
+            "LEVELS": (cut.block_t // cut.lanes).bit_length() - 1,
+            "BLOCK_T": cut.block_t,
+            "BLOCK_N": cut.block_n,
+            "BLOCK_K": cut.block_k,
+            "STAGES": cut.stages,
+            "PRECISION": "ieee" if family == "mfma" else "tf32",
+            # Weights are contiguous, and in the backward transposed.
+            "stride_wn" if backward else "stride_wk": 1,
+        }
+        absent = dict.fromkeys(
+            ("h0_ptr", "g_n_ptr", "lengths_ptr", "cu_seqlens_ptr", "resets_ptr", "ticket_ptr",
+             "states_ptr", "clip")
+        )  # fmt: skip
+        given = choices.pop("given", ())
+        constants |= {key: value for key, value in absent.items() if key not in given}
+        constants |= choices
+        constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
+        options = {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True}
+        found.append(Case(f"{name} {nonlinearity}", kernel, dtype, constants, aligned, options))
+
+    chain = ("ticket_ptr", "states_ptr", "h0_ptr", "g_n_ptr", "lengths_ptr", "resets_ptr", "clip")
+    add("fused", "bf16")
+    add("fused, narrow", "bf16", K=128)
+    add("fused, both directions", "fp16", HALVES=2)
+    add("fused, matrix units", "fp32")
+    add("fused, odd K and N", "bf16", K=77, aligned=False)
+    add("fused, chained", "bf16", given=chain[:2])
+    add("fused, all options", "bf16", 512, "hardtanh", REVERSE=True, given=chain)
+    add("fused backward", "bf16", backward=True)
+    add("fused backward, clip", "bf16", backward=True, given=("clip",))
+    add("fused backward, matrix units", "fp32", backward=True, given=("clip",))
+    add("fused backward, all options", "bf16", 512, "relu6", True, REVERSE=True, given=chain)
+    return found
+
+
+def scan_cases(lanes: int) -> list[Case]:
     """The recurrence of every dtype with relu, and every other option at least once."""
     plain = {"lengths_ptr": None, "cu_seqlens_ptr": None, "resets_ptr": None, "REVERSE": False}
     all_options = {"cu_seqlens_ptr": None, "REVERSE": True, "CHUNKS": 8}
@@ -115,6 +189,9 @@ def compile_case(case: Case, target: str) -> Report:
         "grad_u_ptr": accumulator,
         "clip": "fp32",
         "clip_rest": "fp32",
+        "ticket_ptr": "*i32",
+        "states_ptr": "*i64",
+        "sums_ptr": "*fp32",
     }
     signature, hints = {}, {}
     for position, name in enumerate(case.kernel.arg_names):
@@ -124,21 +201,53 @@ def compile_case(case: Case, target: str) -> Report:
         if case.aligned and signature[name] not in ("constexpr", "fp32") and name != "T":
             hints[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, signature, case.constants, hints)
-    compiled = triton.compile(source, target=TARGETS[target], options=OPTIONS)
+    compiled = triton.compile(source, target=TARGETS[target], options=case.options)
     if target.startswith("sm_"):
-        registers, spilled, opcodes, loop = _read_cubin(compiled.asm["cubin"])
+        registers, spilled, lines, targets = _read_cubin(compiled.asm["cubin"])
     else:
-        registers, spilled, opcodes, loop = _read_amdgcn(compiled.asm["amdgcn"])
-    per_element = None
-    if loop and case.kernel is not _scan_carry_kernel:
-        lanes = TARGETS[target].warp_size
-        per_element = loop * lanes / (case.constants["ROWS"] * case.constants["BLOCK_N"])
-    shared = compiled.metadata.shared
-    return Report(target, case.dtype, case.name, registers, spilled, shared, opcodes, per_element)
+        registers, spilled, lines, targets = _read_amdgcn(compiled.asm["amdgcn"])
+    return Report(
+        target,
+        case.dtype,
+        case.name,
+        registers,
+        spilled,
+        compiled.metadata.shared,
+        sum("BAR.SYNC" in line or "s_barrier" in line for line in lines),
+        len(lines),
+        _per_element(case, lines, targets, TARGETS[target].warp_size),
+    )
 
 
-def _read_cubin(cubin: bytes) -> tuple[int, int, int, int | None]:
-    """Registers, bytes spilled, instructions, and instructions of the first loop."""
+def _per_element(case, lines, targets, lanes):
+    """Instructions of the main loop, for each element it handles."""
+    # What stands behind the end of the program waits for the tensor memory, and jumps back.
+    stop = max(i for i, line in enumerate(lines) if re.search(r"\bEXIT\b|s_endpgm", line))
+    constants, loops = case.constants, _loops(targets[:stop])
+    if case.kernel is _scan_carry_kernel or not loops:
+        return None
+    if "ROWS" in constants:
+        begin, end = loops[0]
+        elements = constants["ROWS"] * constants["BLOCK_N"] / lanes
+        return (end - begin) / elements
+    # The loop over tiles without those inside: over K, and waiting for a tile before.
+    begin, end = max(loops, key=lambda loop: loop[1] - loop[0])
+    outside = set(range(begin, end))
+    for loop in loops:
+        if loop != (begin, end):
+            outside -= set(range(*loop))
+    elements = constants["BLOCK_N"] * constants["BLOCK_T"] / lanes / case.options["num_warps"]
+    # Nor the block of arithmetic that is jumped over: the upper ends, where a u is negative.
+    jumps = [(i + 1, to) for i, to in enumerate(targets) if to and begin <= i < to < end]
+    for block in jumps:
+        is_arithmetic = not re.search(OTHER, "".join(lines[slice(*block)]))
+        if block[1] - block[0] >= elements and is_arithmetic:
+            outside -= set(range(*block))
+    return sum(re.search("MMA|mfma", lines[i]) is None for i in outside) / elements
+
+
+def _read_cubin(cubin: bytes) -> tuple[int, int, list[str], list[int | None]]:
+    """Registers, bytes spilled, instructions, and for each the one that it may jump to."""
     tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -151,13 +260,13 @@ def _read_cubin(cubin: bytes) -> tuple[int, int, int, int | None]:
         )
     used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)
-    addresses = [int(address, 16) for address, _ in lines]
+    position = {int(address, 16): i for i, (address, _) in enumerate(lines)}
     jumps = [re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text) for _, text in lines]
-    targets = [jump and addresses.index(int(jump.group(1), 16)) for jump in jumps]
-    return used["REG"], used["STACK"] + used["LOCAL"], len(lines), _first_loop(targets)
+    targets = [jump and position[int(jump.group(1), 16)] for jump in jumps]
+    return used["REG"], used["STACK"] + used["LOCAL"], [text for _, text in lines], targets
 
 
-def _read_amdgcn(assembly: str) -> tuple[int, int, int, int | None]:
+def _read_amdgcn(assembly: str) -> tuple[int, int, list[str], list[int | None]]:
     """Like `_read_cubin`."""
     used = {
         key: int(value)
@@ -171,18 +280,14 @@ def _read_amdgcn(assembly: str) -> tuple[int, int, int, int | None]:
             lines.append(line)
     jumps = [re.search(r"s_c?branch\w*\s+(\.LBB\w+)", line) for line in lines]
     targets = [jump and labels[jump.group(1)] for jump in jumps]
-    return (
-        used["vgpr_count"], used["private_segment_fixed_size"], len(lines), _first_loop(targets)
-    )  # fmt: skip
+    return used["vgpr_count"], used["private_segment_fixed_size"], lines, targets
 
 
-def _first_loop(targets: list[int | None]) -> int | None:
-    """Length of the first run of instructions that ends in a jump to its begin, or above."""
-    for position, target in enumerate(targets):
-        # The last instruction of a program jumps to itself.
-        if target is not None and target < position:
-            return position - target + 1
-    return None
+def _loops(targets: list[int | None]) -> list[tuple[int, int]]:
+    """Runs of instructions that end in a jump to their begin: begin and last end, in order."""
+    # The last instruction of a program jumps to itself.
+    ends = {to: i + 1 for i, to in enumerate(targets) if to is not None and to < i}
+    return sorted(ends.items(), key=lambda loop: loop[1])
 
 
 def compile_all(targets: list[str], processes: int = 2) -> list[Report]:
@@ -191,27 +296,35 @@ def compile_all(targets: list[str], processes: int = 2) -> list[Report]:
         raise RuntimeError("TRITON_INTERPRET=1 replaces Triton's compiler: unset it")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        jobs = [pool.submit(_compile, t, i) for t in targets for i in range(len(cases(32)))]
+        jobs = [pool.submit(_compile, t, i) for t in targets for i in range(len(cases(t)))]
         return [job.result() for job in jobs]
 
 
 def _compile(target: str, position: int) -> Report:
-    return compile_case(cases(TARGETS[target].warp_size)[position], target)
+    return compile_case(cases(target)[position], target)
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastindrnn.kernels.aot", description=__doc__)
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write")
     options = parser.parse_args(arguments)
     print("triton", triton.__version__)
-    print("target  dtype  kernel                                registers spilled shared "
-          "instructions per element")  # fmt: skip
-    for report in compile_all(options.target, options.processes):
+    print(f"{'target':7} {'dtype':6} {'kernel':39}registers spilled shared barriers instructions "
+          "per element")  # fmt: skip
+    reports = compile_all(options.target, options.processes)
+    for report in reports:
         per_element = "" if report.per_element is None else f"{report.per_element:.1f}"
         print(
-            f"{report.target:7} {report.dtype:6} {report.name:38}{report.registers:9}"
-            f"{report.spilled:8}{report.shared:7}{report.instructions:13}{per_element:>12}"
+            f"{report.target:7} {report.dtype:6} {report.name:39}{report.registers:9}"
+            f"{report.spilled:8}{report.shared:7}{report.barriers:9}{report.instructions:13}"
+            f"{per_element:>12}"
+        )
+    if options.out:
+        rows = [report._asdict() for report in reports]
+        options.out.write_text(
+            json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n"
         )
 
 
