@@ -1,4 +1,4 @@
-"""python -m bench COMMAND: the published experiments, and the speed measurements.
+"""python -m bench COMMAND: the published experiments, the speed measurements and their report.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> exit status`; a new one is a
 line in `COMMANDS`.
@@ -7,11 +7,12 @@ line in `COMMANDS`.
 import argparse
 import sys
 
+from bench import tune
 from bench.arguments import UserError
-from bench.speed import layers
+from bench.speed import command, report
 from bench.tasks import adding, mnist
 
-COMMANDS = {"adding": adding, "mnist": mnist, "speed": layers}
+COMMANDS = {"adding": adding, "mnist": mnist, "speed": command, "report": report, "tune": tune}
 
 
 class Parser(argparse.ArgumentParser):

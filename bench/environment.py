@@ -12,14 +12,26 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("fastindrnn", "torch", "numpy", "numba", "triton")
+# That `python -m bench speed` compares with, where they are installed.
+PEERS = (
+    "accelerated-scan",
+    "fla-core",
+    "mamba-ssm",
+    "flashrnn",
+    "haste-pytorch",
+    "sru",
+    "minGRU-pytorch",
+)
 
 
 def describe(device):
     """Versions, machine and date, as they go into each JSON."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in PACKAGES + PEERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    if torch.device(device).type == "cuda":
+        versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions,
@@ -41,7 +53,8 @@ def device_name(device):
             r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
         )
         name = found.group(1) if found else name
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def slug(text):
@@ -61,5 +74,7 @@ def write_atomically(path, write):
 
 
 def write_json(path, content):
+    """One line for what holds only numbers and words."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    text = re.sub(r"[\[{][^][{}]*[\]}]", lambda found: re.sub(r"\n *", " ", found[0]), text)
     write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -172,7 +172,12 @@ WRONG = {  # what is asked: what the one line says
     "speed --sizes 3x4": "argument --sizes: '3x4' must be BxTxN, as in 32x1000x128",
     "speed --sizes 3x0x4": "argument --sizes: '3x0x4' must be BxTxN, as in 32x1000x128",
     "speed --rounds 0": "argument --rounds: '0' must be a whole number, at least 1",
+    "speed --limit 0": "argument --limit: '0' must be a finite number above 0",
+    "speed --dtypes float8": "argument --dtypes: invalid choice: 'float8'",
     "speed --out {tmp}/nothing/a.json": "there is no folder {tmp}/nothing for a.json",
+    "speed --sizes 2x2x2 --draw": "--draw needs a JSON to draw: give --out FILE",
+    "report {tmp}/nothing.json": "{tmp}/nothing.json cannot be read: ",
+    "report {run}/report.json": "{run}/report.json is not of python -m bench speed",
     "fly": "argument COMMAND: invalid choice: 'fly'",
     "": "the following arguments are required: COMMAND",
 }
@@ -217,46 +222,11 @@ def test_a_wrong_request_gets_one_clear_line(line, answers):
 
 def test_speed_measures_and_writes_json(tmp_path):
     out = tmp_path / "speed.json"
-    output = bench("speed", "--sizes", "3x17x5", "2x40x16", "--rounds", 3, "--out", out).stdout
+    words = ["--sizes", "3x70x5", "--dtypes", "float32", "--rounds", 3, "--out", out]
+    output = bench("speed", "--device", "cpu", *words).stdout
     content = json.loads(out.read_text())
+    assert content["complete"]
     assert content["environment"]["device"] == "cpu"
     assert content["environment"]["versions"]["torch"] == torch.__version__
-    assert len(content["records"]) == 16
-    for record in content["records"]:
-        assert record["ratio"]["lower"] <= record["ratio"]["median"] <= record["ratio"]["upper"]
-        assert 0 < record["above_ms"]["lower"] <= record["above_ms"]["median"]
-        assert record["holds"] is None, "sizes of one's own have no bounds"
-        assert f"{record['above']} / {record['below']}" in output
-
-
-def test_speed_judges_ratios():
-    code = """
-import json, time
-from bench.speed.layers import Claim, judge
-from bench.speed.timing import measure
-seconds = measure({"slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.01)}, 5, "cpu")
-claims = [Claim("slow", "fast", at_most=6.0), Claim("slow", "fast", at_most=1.5),
-          Claim("slow", "fast", at_least=1.5), Claim("slow", "fast", at_least=6.0)]
-print(json.dumps([judge((1, 1, 1), claim, seconds) for claim in claims]))
-"""
-    records = in_bench(code)
-    assert [record["holds"] for record in records] == [True, False, True, False]
-    assert 1.5 < records[0]["ratio"]["median"] < 6
-
-
-@pytest.mark.parametrize("wrong", ["h", "grad_u"])
-def test_speed_times_nothing_that_is_wrong(wrong):
-    code = """
-import json, sys
-from bench.speed import layers
-right = layers.indrnn_scan
-def scan(a, u):
-    h, h_n = right(a, u if sys.argv[1] == "h" else u.detach() + 0.999 * (u - u.detach()))
-    return (h * 1.001 if sys.argv[1] == "h" else h), h_n
-layers.indrnn_scan = scan
-try:
-    layers.prepare(2, 30, 8, "cpu")
-except SystemExit as exit:
-    print(json.dumps(exit.code))
-"""
-    assert re.match(f"scan, {wrong} is wrong: .*nothing was timed", in_bench(code, wrong))
+    assert content["claims"] == [], "sizes of one's own have no bounds"
+    assert "3, 70, 5; float32; 6 layers, training step" in output
