@@ -7,11 +7,31 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 Nonlinearity = Literal["relu", "identity", "hardtanh", "relu6", "tanh"]
 GradClipMode = Literal["message", "result"]
 Strategy = Literal["auto", "fused", "split"]
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises a TypeError unless it is one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, but is {type(value).__name__}")
+
+
+def refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raises a NotImplementedError under forward-mode differentiation, in which PyTorch would take
+    the operators for constants without a word."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "IndRNN has no forward-mode derivative (torch.func.jvp, jacfwd); reverse mode works"
+            )
 
 
 def check_options(
@@ -86,6 +106,7 @@ def check_layer(
     rows."""
     if cu_seqlens is None and _is_plain_layer(x, weight, bias, u, h0):
         return
+    _check_floating("input", x)
     _check_floating("weight", weight)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
@@ -105,6 +126,8 @@ def _is_plain_layer(
 ) -> bool:
     """Whether all is as it mostly is: one question, for a step takes no longer than the rest."""
     dtype, device = x.dtype, x.device
+    if dtype not in _FLOATING:
+        return False
     for tensor in (weight, u, bias, h0):
         if tensor is not None and (
             not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.device != device
@@ -192,7 +215,7 @@ def _check_integers(name: str, x: Tensor, device: torch.device) -> None:
 
 def _hold(x: Tensor, condition: Callable[[Tensor], Tensor]) -> bool:
     """Whether the values are right; on a GPU a device-side assertion, so that nothing waits."""
-    if torch.compiler.is_compiling() or x.device.type == "meta":
+    if torch.compiler.is_compiling() or x.device.type == "meta" or isinstance(x, FakeTensor):
         return True
     if x.device.type == "cpu":
         return bool(condition(x))

@@ -12,10 +12,12 @@ from .checks import (
     GradClipMode,
     Nonlinearity,
     Strategy,
+    check_bool,
     check_layer,
     check_options,
     check_recurrence,
     check_rows,
+    refuse_tangents,
 )
 from .kernels import reference
 
@@ -70,6 +72,8 @@ def indrnn_scan(
     check_rows("a", a, lengths, cu_seqlens, resets)
     check_recurrence(a, a.shape[-1], u, h0, cu_seqlens)
     check_options(nonlinearity, grad_clip, grad_clip_mode)
+    check_bool("reverse", reverse)
+    refuse_tangents(a, u, h0)
     ops.check_backend(a.device)
     if ops.backend.current == "reference":
         return reference.scan(
@@ -145,8 +149,8 @@ def indrnn(
     check_rows("x", x, lengths, cu_seqlens, resets)
     check_options(nonlinearity, grad_clip, grad_clip_mode, strategy)
     check_layer(x, weight, bias, u, h0, cu_seqlens)
-    if not isinstance(bidirectional, bool):
-        raise TypeError(f"bidirectional must be a bool, but is {type(bidirectional).__name__}")
+    check_bool("reverse", reverse)
+    check_bool("bidirectional", bidirectional)
     if bidirectional and weight.shape[0] % 2:
         raise ValueError(
             f"bidirectional needs as many channels in each direction, but weight is "
@@ -174,6 +178,7 @@ def run_layer(
     reverse, bidirectional, strategy, grad_clip, grad_clip_mode. Layers have checked them and the
     sequences, and their rows are 0 in the padding."""
     check_layer(x, weight, bias, u, h0, cu_seqlens)
+    refuse_tangents(x, weight, bias, u, h0)
     ops.check_backend(x.device)
     if ops.backend.current == "reference":
         return _run_reference(x, weight, bias, u, h0, lengths, cu_seqlens, *options)
@@ -226,6 +231,7 @@ def run_stack(
         bias = biases[layer] if biases else None
         check_layer(rows, weight, bias, u, None if h0 is None else h0[layer], cu_seqlens)
         rows = x[..., :1].expand(*x.shape[:-1], len(u))  # of the form of h
+    refuse_tangents(x, *weights, *biases, *us, h0)
     ops.check_backend(x.device)
     sequences = _int64(lengths), _int64(cu_seqlens)
     operator = torch.ops.fastindrnn.stack.default

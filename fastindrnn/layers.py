@@ -65,8 +65,10 @@ class IndRNN(Stack):
     `bias_ih_l0` (H,); `_reverse` behind each for the second direction.
 
     Memory: without norm, zoneout and dropout a training step keeps the input and the output of each
-    layer, and nothing else of their size. At its highest it has, beside the input and the gradient
-    that comes, these outputs and two gradients of the size of one, with two directions three.
+    layer, and nothing else of their size; with `lengths` the input's copy without padding, from a
+    PackedSequence its padded form. At its highest it has, beside the input and the gradient that
+    comes, these outputs and two gradients of the size of one, with two directions three; in half
+    precision on a CPU also float32 copies for one layer.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -172,7 +174,7 @@ class IndRNN(Stack):
         if sequences.are_whole() and x.shape[1] == 1 and self._takes_steps(x, state):
             y, last = self._step(x.squeeze(1), state)
             return y.unsqueeze(1), last
-        if self._is_plain_stack():
+        if self._is_plain_stack() and self._is_trained(x, state):
             layers = [self._parts(f"_l{layer}") for layer in range(self.num_layers)]
             weights, biases, us, _ = zip(*layers, strict=True)
             walk = *sequences.tensors(reverse), self.nonlinearity, reverse, "auto"
@@ -226,6 +228,10 @@ class IndRNN(Stack):
             and backend.current != "reference"
             and not torch.compiler.is_exporting()
         )
+
+    def _is_trained(self, x: Tensor, state: Tensor | None) -> bool:
+        """Whether a backward will come, for which a stack keeps every layer's output."""
+        return any(y is not None and y.requires_grad for y in (x, state, *self.parameters()))
 
     def _is_one_call(self, sequences: Sequences) -> bool:
         """Whether one operator serves both directions: not with a reset, which the second one has

@@ -9,6 +9,7 @@ checks them. Letters as in the design notes: a, h (B, T, N) or (total, N), x (B,
 K), u (N,), h0 and h_n (B, N).
 """
 
+import os
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -65,14 +66,12 @@ def check_backend(device: torch.device) -> None:
         return
     if name == "cpu" and kind != "cpu":
         raise ValueError(f"backend 'cpu' needs CPU tensors, but they are on {device}")
-    if name == "triton" and kind == "cpu":
-        from triton import knobs
-
-        if not knobs.runtime.interpret:
-            raise ValueError(
-                "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 before triton is "
-                f"imported, but they are on {device}"
-            )
+    # Triton's own switch, which every version of it reads.
+    if name == "triton" and kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            "backend 'triton' needs tensors on a GPU, or TRITON_INTERPRET=1 before triton is "
+            f"imported, but they are on {device}"
+        )
     if name is None:
         raise ValueError(
             f"no kernels for device {device}; fastindrnn.backend('reference') runs anywhere"
@@ -144,8 +143,9 @@ def past_the_dispatcher(operator, run: Callable) -> Callable:
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
-_modes = torch._C._len_torch_dispatch_stack
-_has_transforms = torch._C._are_functorch_transforms_active
+# Private to PyTorch: where it has them no more, everything is watched.
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_has_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def is_watched(x, *others):
@@ -155,10 +155,10 @@ def is_watched(x, *others):
         return True
     if torch.jit.is_tracing() or _modes() or _has_transforms():
         return True
-    for y in others:
-        if type(y) not in _PLAIN:
+    for y in (x, *others):
+        if type(y) not in _PLAIN or (y is not None and y.is_neg()):
             return True
-    return type(x) not in _PLAIN or torch.is_autocast_enabled(x.device.type)
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def options_of(arguments):
@@ -167,8 +167,24 @@ def options_of(arguments):
 
 
 def channels_contiguous(x):
-    """x, or a copy whose channels are adjacent."""
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+    """x, or a copy whose channels are adjacent and whose rows do not overlap."""
+    N = x.shape[-1]
+    is_adjacent = N <= 1 or x.stride(-1) == 1
+    is_apart = all(stride == 0 or stride >= N for stride in x.stride()[:-1])
+    return x if is_adjacent and is_apart else x.contiguous()
+
+
+def is_time_first(x):
+    """Whether a padded batch lies in memory step by step."""
+    return x.dim() == 3 and x.stride(0) < x.stride(1)
+
+
+def rows_like(x, *sizes):
+    """Memory for rows in x's order of batch and time: of N channels, or L times of N."""
+    *layers, N = sizes
+    if is_time_first(x):
+        return x.new_empty(*layers, x.shape[1], x.shape[0], N).transpose(-3, -2)
+    return x.new_empty(*layers, *x.shape[:-1], N)
 
 
 def contiguous(x):
@@ -183,14 +199,15 @@ def batch(rows, cu_seqlens):
 
 def _scan(a, u, h0, *options):
     a = channels_contiguous(a)
-    h = torch.empty_like(a)
+    h = rows_like(a, a.shape[-1])
     h0 = contiguous(h0)
     return h, kernels_of(a).scan_forward(a, u.contiguous(), h0, h, **options_of(options[:5]))
 
 
 def _scan_fake(a, u, h0, lengths, cu_seqlens, *options):
-    h = torch.empty_like(channels_contiguous(a))
-    return h, a.new_empty(batch(a, cu_seqlens), a.shape[-1])
+    return rows_like(channels_contiguous(a), a.shape[-1]), a.new_empty(
+        batch(a, cu_seqlens), a.shape[-1]
+    )
 
 
 def _scan_backward(grad_h, grad_h_n, h, u, h0, *options):

@@ -26,12 +26,14 @@ from .ops import (
     channels_contiguous,
     contiguous,
     first_gradients,
+    is_time_first,
     kernels_of,
     options_of,
     past_the_dispatcher,
     register,
     register_autocast,
     register_autograd,
+    rows_like,
 )
 
 
@@ -51,11 +53,11 @@ def _indrnn(
     *clip,
 ):
     x = channels_contiguous(x)
-    h = _rows_like(x, weight.shape[0])
+    h = rows_like(x, weight.shape[0])
     h_n = kernels_of(x).indrnn_forward(
         x,
         weight,
-        bias,
+        contiguous(bias),
         u.contiguous(),
         contiguous(h0),
         h,
@@ -72,7 +74,7 @@ def _indrnn(
 
 def _indrnn_fake(x, weight, bias, u, h0, lengths, cu_seqlens, *options):
     N = weight.shape[0]
-    return _rows_like(x, N), x.new_empty(batch(x, cu_seqlens), N)
+    return rows_like(x, N), x.new_empty(batch(x, cu_seqlens), N)
 
 
 def _indrnn_autocast(operator, dtype, x, weight, bias, *rest):
@@ -103,13 +105,13 @@ def _stack(x, weights, biases, us, h0, *options):
     *sequences, strategy = options[:6]
     *inner, last = us
     N = len(last)
-    between, h = _rows_like(x, len(inner), N), _rows_like(x, N)
+    between, h = rows_like(x, len(inner), N), rows_like(x, N)
     rows, ends = channels_contiguous(x), []
     for layer, out in enumerate((*between, h)):
         end = kernels_of(x).indrnn_forward(
             rows,
             weights[layer],
-            biases[layer] if biases else None,
+            biases[layer].contiguous() if biases else None,
             us[layer].contiguous(),
             None if h0 is None else h0[layer].contiguous(),
             out,
@@ -125,7 +127,7 @@ def _stack(x, weights, biases, us, h0, *options):
 def _stack_fake(x, weights, biases, us, h0, lengths, cu_seqlens, *options):
     L, N = len(us), us[0].shape[0]
     h_n = x.new_empty(L, batch(x, cu_seqlens), N)
-    return _rows_like(x, N), h_n, _rows_like(x, L - 1, N)
+    return rows_like(x, N), h_n, rows_like(x, L - 1, N)
 
 
 def _stack_autocast(operator, dtype, x, weights, biases, *rest):
@@ -214,26 +216,14 @@ def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, lengths
     return torch.empty_like(h), torch.empty_like(u), grad_h0, h.new_empty(h.shape[-1])
 
 
-def _is_time_first(x):
-    return x.dim() == 3 and x.stride(0) < x.stride(1)
-
-
-def _rows_like(x, *sizes):
-    """Memory for rows in x's order of batch and time: of N channels, or L times of N."""
-    *layers, N = sizes
-    if _is_time_first(x):
-        return x.new_empty(*layers, x.shape[1], x.shape[0], N).transpose(-3, -2)
-    return x.new_empty(*layers, *x.shape[:-1], N)
-
-
 def _flatten(x, like):
     """(B, T, K) to (B*T, K) in the order of `like` in memory: a view where x has that order too."""
-    return (x.transpose(0, 1) if _is_time_first(like) else x).reshape(-1, x.shape[-1])
+    return (x.transpose(0, 1) if is_time_first(like) else x).reshape(-1, x.shape[-1])
 
 
 def _product(rows, weight):
     """rows @ weight, in the rows' order in memory."""
-    if _is_time_first(rows):
+    if is_time_first(rows):
         return (rows.transpose(0, 1) @ weight).transpose(0, 1)
     return rows @ weight
 

@@ -188,9 +188,9 @@ def _enter_packed(input: PackedSequence) -> Entered:
     after sequence. Its sequences are sorted by length; states are in the caller's order."""
     data, batch_sizes, order, _ = input
     batch = int(batch_sizes[0])
-    present = torch.arange(batch) < batch_sizes[:, None]
-    row = torch.zeros(present.shape, dtype=torch.long)
-    row[present] = torch.arange(len(data))
+    present = torch.arange(batch, device=batch_sizes.device) < batch_sizes[:, None]
+    row = torch.zeros_like(present, dtype=torch.long)
+    row[present] = torch.arange(len(data), device=row.device)
     index = row.T[present.T].to(data.device)
     back = torch.argsort(index)
     cu_seqlens = nn.functional.pad(present.sum(0).cumsum(0), (1, 0)).to(data.device)

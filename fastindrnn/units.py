@@ -274,7 +274,7 @@ class Stack(nn.Module):
     def step(
         self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """One time step, for streams: the same numbers as the full pass, to rounding.
+        """One time step, for streams: after `eval()` the numbers of the full pass, to rounding.
 
         The state has the input's dtype. In bfloat16 and float16, which round it at every step, a
         neuron remembers for some hundred steps at most: keep streams in float32.

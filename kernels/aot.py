@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from .chunks import _scan_carry_kernel, _scan_fold_kernel
 from .launch_scan import BOUNDS, OPTIONS
-from .model import plan, tile
+from .model import constants_of, options_of, plan, tile
 from .projection import _fused_bwd_kernel, _fused_fwd_kernel
 from .scan import _scan_bwd_kernel, _scan_fwd_kernel
 
@@ -92,15 +92,7 @@ def fused_cases(family: str) -> list[Case]:
             "HI": hi,
             "REVERSE": False,
             "HALVES": 1,
-            "EVEN_K": K % cut.block_k == 0,
-            "ONE_K": cut.block_k >= K,
-            "LANES": cut.lanes,
-            "RUN": cut.run,
-            "LEVELS": (cut.block_t // cut.lanes).bit_length() - 1,
-            "BLOCK_T": cut.block_t,
-            "BLOCK_N": cut.block_n,
-            "BLOCK_K": cut.block_k,
-            "STAGES": cut.stages,
+            **constants_of(cut, K),
             "PRECISION": "ieee" if family == "mfma" else "tf32",
             # Weights are contiguous, and in the backward transposed.
             "stride_wn" if backward else "stride_wk": 1,
@@ -113,16 +105,19 @@ def fused_cases(family: str) -> list[Case]:
         constants |= {key: value for key, value in absent.items() if key not in given}
         constants |= choices
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-        options = {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True}
-        found.append(Case(f"{name} {nonlinearity}", kernel, dtype, constants, aligned, options))
+        found.append(
+            Case(f"{name} {nonlinearity}", kernel, dtype, constants, aligned, options_of(cut))
+        )
 
     chain = ("ticket_ptr", "states_ptr", "h0_ptr", "g_n_ptr", "lengths_ptr", "resets_ptr", "clip")
     add("fused", "bf16")
     add("fused, narrow", "bf16", K=128)
-    add("fused, both directions", "fp16", HALVES=2)
+    add("fused, both directions", "fp16", HALVES=2, REVERSE=True)
     add("fused, matrix units", "fp32")
     add("fused, odd K and N", "bf16", K=77, aligned=False)
     add("fused, chained", "bf16", given=chain[:2])
+    add("fused, chained and narrow", "bf16", K=128, given=chain[:2])
+    add("fused backward, narrow", "bf16", K=128, backward=True, given=("clip",))
     add("fused, all options", "bf16", 512, "hardtanh", REVERSE=True, given=chain)
     add("fused backward", "bf16", backward=True)
     add("fused backward, clip", "bf16", backward=True, given=("clip",))

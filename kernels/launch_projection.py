@@ -7,8 +7,10 @@ import torch
 import triton
 
 from .launch_scan import BOUNDS, device_of, scan_backward, scan_forward
-from .model import choose
+from .model import choose, constants_of, options_of
 from .projection import _fused_bwd_kernel, _fused_fwd_kernel
+
+_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def indrnn_forward(
@@ -63,7 +65,7 @@ def indrnn_forward(
             h0,
             h,
             h_n,
-            T=T,
+            T=T if cu_seqlens is None else len(h),
             stride_hb=_strides(h)[0],
             stride_ht=_strides(h)[1],
             HALVES=halves,
@@ -109,7 +111,7 @@ def projected_backward(
     }
     grad_a = torch.empty_like(h)
     if choice.tile is None:
-        torch.mm(rows_of(grad_next, grad_a), weight_next, out=rows_of(grad_a, grad_a))
+        torch.mm(_rows_of(grad_next, grad_a), weight_next, out=_memory_of(grad_a))
         return scan_backward(
             grad_a, grad_h_n, h, u, h0, grad_clip=grad_clip, grad_a=grad_a, **options
         )
@@ -131,14 +133,14 @@ def projected_backward(
             sums,
             grad_h0,
             clip=grad_clip,
-            T=T,
+            T=T if cu_seqlens is None else len(h),
             stride_hb=_strides(h)[0],
             stride_ht=_strides(h)[1],
             stride_db=_strides(grad_a)[0],
             stride_dt=_strides(grad_a)[1],
             **arguments,
         )
-    grad_u, grad_b = sums.sum((1, 2))
+    grad_u, grad_b = (shares.sum((0, 1)) for shares in sums)  # no views of one tensor
     return grad_a, grad_u.to(u.dtype), grad_h0, grad_b.to(h.dtype)
 
 
@@ -162,7 +164,14 @@ def _choose(strategy, x, weight, h, B, T, halves, nonlinearity, cu_seqlens, leng
     is_plain = x.dtype == torch.float32 and not _allows_tf32()
     if strategy == "auto" and (obstacle or is_plain):
         strategy = "split"
-    aligned = all(y.element_size() * y.shape[-1] % 16 == 0 for y in (x, h))
+    # What Triton takes as a sign that 16 bytes can be loaded at once.
+    tensors = (x, weight.t() if backward else weight, h)
+    aligned = all(
+        y.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in y.stride()[:-1])
+        for y in tensors
+    )
+    # On AMD, Triton before 3.9 hoists the load that a tile waits by out of its loop.
+    can_chain = cu_seqlens is None and not (torch.version.hip and _TRITON < (3, 9))
     most_slices = B if cu_seqlens is None and not _is_time_first(h) else 1
     return choose(
         device,
@@ -174,7 +183,7 @@ def _choose(strategy, x, weight, h, B, T, halves, nonlinearity, cu_seqlens, leng
         x.element_size(),
         backward,
         aligned,
-        cu_seqlens is None,
+        can_chain,
         1 if backward else most_slices,
     )
 
@@ -193,8 +202,8 @@ def _split_forward(x, weight, bias, u, h0, h, halves, slices, options):
             taken = options | {
                 name: None if options[name] is None else options[name][part] for name in of_batch
             }
-        rows = rows_of(x_part, h_part)
-        out = rows_of(h_part, h_part)
+        rows = _rows_of(x_part, h_part)
+        out = _memory_of(h_part)
         if bias is None:
             torch.mm(rows, weight.t(), out=out)
         else:
@@ -247,26 +256,22 @@ def _fused_arguments(x, N, strides, choice, B, T, options):
         "LO": lo,
         "HI": hi,
         "REVERSE": options["reverse"],
-        "EVEN_K": K % cut.block_k == 0,
-        "ONE_K": cut.block_k >= K,
-        "LANES": cut.lanes,
-        "RUN": cut.run,
-        "LEVELS": (cut.block_t // cut.lanes).bit_length() - 1,
-        "BLOCK_T": cut.block_t,
-        "BLOCK_N": cut.block_n,
-        "BLOCK_K": cut.block_k,
-        "STAGES": cut.stages,
+        **constants_of(cut, K),
         "PRECISION": "tf32" if x.dtype == torch.float32 and _allows_tf32() else "ieee",
-        "num_warps": cut.warps,
-        "num_stages": cut.stages,
-        "enable_fp_fusion": True,
+        **options_of(cut),
     }
     return arguments, (programs,)
 
 
-def rows_of(x, like):
+def _rows_of(x, like):
     """(B, T, K) as (B*T, K) in the order of `like` in memory: a view where x has that order too."""
     return (x.transpose(0, 1) if _is_time_first(like) else x).flatten(0, -2)
+
+
+def _memory_of(h):
+    """The rows of h, which is dense, in their order: what is written there is written to h."""
+    h = h.transpose(0, 1) if _is_time_first(h) else h
+    return h.view(h.shape[:-1].numel(), h.shape[-1])
 
 
 def _is_time_first(x):

@@ -214,7 +214,7 @@ def _walk_arguments(
         "lengths_ptr": lengths,
         "cu_seqlens_ptr": cu_seqlens,
         "resets_ptr": resets,
-        "T": T,
+        "T": T if cu_seqlens is None else len(x),
         "N": N,
         "stride_rb": stride_rb,
         "stride_rt": stride_rt,

@@ -31,7 +31,7 @@ FAMILIES = {
     "mma": Family(4, 2, 1024, 11, 19, 41),  # NVIDIA 8.x and 12.x; rates of an A100
     "wgmma": Family(4, 2, 2048, 18, 14, 35),  # NVIDIA 9.0; an H200
     "tcgen05": Family(1, 1, 4096, 25, 9, 18),  # NVIDIA 10.x, whose lanes own whole rows; a B200
-    "mfma": Family(2, 4, 1024, 7, 35, 67),  # AMD CDNA 3 and 4; an MI300X
+    "mfma": Family(2, 4, 1024, 7, 35, 67),  # AMD CDNA 3; an MI300X. CDNA 4 needs fewer: 14, 34
 }
 CACHE_RATE = 32  # bytes a clock and multiprocessor from the last-level cache
 LAUNCH = 4000  # a kernel's start and its tail: 2 us
@@ -88,7 +88,8 @@ class Tile(NamedTuple):
 
 
 def tile(family, N, K, itemsize, backward, aligned):
-    """The tile of a fused kernel: as large as keeps the recurrence in registers, without a spill.
+    """The tile of a fused kernel: as large as keeps the recurrence in registers, without a spill
+    (but for 16 and 48 bytes on two devices with all options at once).
 
     Where rows are not multiples of 16 bytes, loads are one element wide and pointers take
     registers: smaller tiles. A K of one block has its weights in shared memory for good.
@@ -111,6 +112,26 @@ def tile(family, N, K, itemsize, backward, aligned):
         block_k = max(16, 1 << (K - 1).bit_length())
     layout = FAMILIES[family].lanes, FAMILIES[family].run
     return Tile(block_n, block_t, block_k, warps, stages, *layout)
+
+
+def constants_of(cut, K):
+    """The fused kernels' compile-time arguments that follow from their tile."""
+    return {
+        "EVEN_K": K % cut.block_k == 0,
+        "ONE_K": cut.block_k >= K,
+        "LANES": cut.lanes,
+        "RUN": cut.run,
+        "LEVELS": (cut.block_t // cut.lanes).bit_length() - 1,
+        "BLOCK_T": cut.block_t,
+        "BLOCK_N": cut.block_n,
+        "BLOCK_K": cut.block_k,
+        "STAGES": cut.stages,
+    }
+
+
+def options_of(cut):
+    """How Triton is to compile them."""
+    return {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True}
 
 
 def fused_time(device, B, T, K, N, itemsize, backward, cut, chained):

@@ -13,10 +13,11 @@ a tile has channels as rows and time as columns, permuted so that each lane owns
 right start. CHAINED: each tile is a program of its own (see `tiles`).
 
 Steps are counted along the forward walk: step i is time i, or length-1-i where REVERSE. Offsets are
-64 bits wide; strides count elements; channels are adjacent. State and sums are float32.
+64 bits wide, but those in a weight; strides count elements; channels are adjacent. With cu_seqlens
+T is the number of rows. State and sums are float32.
 
-Found by compiling (bench/results/sass.json; nothing here has been timed on a GPU), in instructions
-an element outside of the loop over K, bfloat16:
+Found by compiling, in instructions an element outside of the loop over K, bfloat16 (for what was
+kept see bench/results/sass.json); nothing here has been timed on a GPU:
 - Tiles are the largest that keep the recurrence in registers with warps along channels alone. On
   sm_80 64 steps instead of 32 put two warps along time: 52 barriers instead of 15, and 248
   registers. On gfx942 64 x 128 has 70 barriers. On sm_90 128 x 256 spills 24 bytes.
@@ -313,7 +314,8 @@ def _fused_bwd_kernel(
         columns = ()
         for m in tl.static_range(BLOCK_T // LANES):
             # The message that arrives at step t is d_{t+1}: here is its h_{t}.
-            sum_u += s * h[m]
+            # Where none arrives, h counts for nothing, be it infinite.
+            sum_u += tl.where(s == 0.0, 0.0, s * h[m])
             s = tl.where(stopped(h[m], LO, HI), 0.0, step(g[m], u, s, lo, hi))
             sum_b += s
             columns = columns + (s,)  # noqa: RUF005

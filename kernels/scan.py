@@ -13,8 +13,8 @@ the device, `chunks` finds the state in which each chunk starts, and the same ke
 Steps are counted along the walk: step i is time i, or length-1-i where REVERSE; the backward walks
 against the forward. Offsets are 64 bits wide; strides count elements; channels are adjacent. T is
 the padded length. With cu_seqlens [B + 1], sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1],
-batch strides are 0, and T is ignored. Times past a sequence's length are never read, and written 0.
-State and sums are float32, for float64 inputs float64.
+batch strides are 0, and T is the number of rows. Times past a sequence's length are never read, and
+written 0. State and sums are float32, for float64 inputs float64.
 """
 
 import triton

@@ -26,12 +26,13 @@ def place_of(
     offs_n = block % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     first = b * 0
     padded = tl.cast(T, tl.int32)
+    # Compiled code does not look at the values: one out of range must not leave the tensor.
     if cu_seqlens_ptr is not None:
-        first = tl.load(cu_seqlens_ptr + b)
-        padded = (tl.load(cu_seqlens_ptr + b + 1) - first).to(tl.int32)
+        first = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b), T), 0)
+        next_first = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b + 1), T), first)
+        padded = (next_first - first).to(tl.int32)
     length = padded
     if lengths_ptr is not None:
-        # Compiled code does not look at the values: one out of range must not leave the tensor.
         length = tl.maximum(tl.minimum(tl.load(lengths_ptr + b), padded), 0).to(tl.int32)
     return b, first, length, padded, half, offs_n, abreast, place, tile
 

@@ -21,12 +21,12 @@ def program(
     offs_n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     first = b * 0
     padded = first + T
+    # Compiled code does not look at the values: one out of range must not leave the tensor.
     if cu_seqlens_ptr is not None:
-        first = tl.load(cu_seqlens_ptr + b)
-        padded = tl.load(cu_seqlens_ptr + b + 1) - first
+        first = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b), T), 0)
+        padded = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b + 1), T), first) - first
     length = padded
     if lengths_ptr is not None:
-        # Compiled code does not look at the values: one out of range must not leave the tensor.
         length = tl.maximum(tl.minimum(tl.load(lengths_ptr + b), padded), 0)
     chunk = tl.program_id(1)
     share = tl.cdiv(tl.cdiv(padded, CHUNKS), ROWS) * ROWS

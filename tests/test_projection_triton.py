@@ -151,6 +151,8 @@ def check_backward(case, K, choice):
         rest = (None if y is None else y.to(dtype) for y in (grad_h_n, h, u, h0))
         return gradients_by_formula(grad_h, *rest, **options, **clip)
 
+    places = {x.untyped_storage().data_ptr() for x in actual if x.numel()}
+    assert len(places) == sum(x.numel() > 0 for x in actual), "results share memory"
     names = ("grad_a", "grad_u", "grad_h0", "grad_b")
     results = zip(names, actual, formula(torch.float64), formula(case.dtype), strict=True)
     for what, *three in results:
