@@ -28,10 +28,10 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "mma": Family(4, 2, 1024, 11, 19, 41),  # NVIDIA 8.x and 12.x; rates of an A100
-    "wgmma": Family(4, 2, 2048, 18, 14, 35),  # NVIDIA 9.0; an H200
-    "tcgen05": Family(1, 1, 4096, 25, 9, 18),  # NVIDIA 10.x, whose lanes own whole rows; a B200
-    "mfma": Family(2, 4, 1024, 7, 35, 67),  # AMD CDNA 3; an MI300X. CDNA 4 needs fewer: 14, 34
+    "mma": Family(4, 2, 1024, 11, 19, 44),  # NVIDIA 8.x and 12.x; rates of an A100
+    "wgmma": Family(4, 2, 2048, 18, 14, 38),  # NVIDIA 9.0; an H200
+    "tcgen05": Family(1, 1, 4096, 25, 9, 21),  # NVIDIA 10.x, whose lanes own whole rows; a B200
+    "mfma": Family(2, 4, 1024, 7, 35, 68),  # AMD CDNA 3; an MI300X. CDNA 4 needs fewer: 14, 36
 }
 CACHE_RATE = 32  # bytes a clock and multiprocessor from the last-level cache
 LAUNCH = 4000  # a kernel's start and its tail: 2 us

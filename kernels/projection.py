@@ -24,12 +24,12 @@ kept see bench/results/sass.json); nothing here has been timed on a GPU:
 - sm_90, 128 x 128, 8 warps: 11.7, and 2 more where a u is negative; 5.3 are the recurrence, 1 the
   bias, 1 the way to 16 bits, 2 the first loads of the product. sm_100, where a lane owns a row,
   needs no fold: 8.5. sm_80 18.5. gfx942 has no maximum that keeps NaN: 35; gfx950 has: 14.
-- Backward on sm_90 24, with a clip 35: h comes through shared memory into the accumulator's layout,
+- Backward on sm_90 28, with a clip 38: h comes through shared memory into the accumulator's layout,
   and two bounds are carried. The scan alone has 11, and 3 passes over memory instead of 2.
 - In float32 without TF32 the product takes plain instructions, and the library's is better.
 - Weights of one block of K stay in shared memory; those of a larger K are read from the cache again
   for each tile, because Triton cannot index shared memory by a loop's variable. By `model` that is
-  what makes the split way the faster one from a K of about 256 up.
+  what makes the split way the faster one from a K of about 512 up.
 - x through TMA: not tried, as 8 of the 82 instructions of the loop over K are its copies.
 """
 
