@@ -128,6 +128,15 @@ def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **option
     return grad_a, grad_u, grad_h0, grad_a.flatten(0, -2).sum(0)
 
 
+def sizes_of_sums(grad_a, h, h0):
+    """At most what the terms of the largest sums over batch and time add up to."""
+    terms = grad_a.double().abs().flatten(0, -2).sum(0)
+    states = [x.double().nan_to_num(0).abs().max() for x in (h, h0) if x is not None and x.numel()]
+    if not states or not terms.numel():
+        return {}
+    return {"grad_b": terms.max().item(), "grad_u": (terms.max() * max(states)).item()}
+
+
 def check_scan(case, forward, backward, **launch):
     """`forward` and `backward` of a kernel room, with options `launch` of its own, on a case."""
     (a, u, h0, options), (grad_h, grad_h_n) = inputs(case)
@@ -147,6 +156,7 @@ def check_scan(case, forward, backward, **launch):
     expected = gradients_by_formula(*double, **options, **clip)
     loop = gradients_by_formula(g, grad_h_n, h, u, h0, **options, **clip)
     names = ("grad_a", "grad_u", "grad_h0", "grad_b")
+    magnitudes = sizes_of_sums(expected[0], h, h0)
     for what, *three in zip(names, actual, expected, loop, strict=True):
         assert three[0].dtype == case.dtype
-        assert_close_to_reference(*three, what=what)
+        assert_close_to_reference(*three, what=what, magnitude=magnitudes.get(what, 0.0))
