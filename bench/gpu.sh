@@ -30,14 +30,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The layout that an installation has: kernels/ within fastindrnn/. The checkout itself must not be on the path.
 site=$work/site
-mkdir -p "$work/run/fastindrnn" "$site"
-ln -s "$root"/fastindrnn/*.py "$work/run/fastindrnn/"
-ln -s "$root/kernels" "$work/run/fastindrnn/kernels"
-ln -s "$root/bench" "$work/run/bench"
-cd "$work/run" || exit 2
-export PYTHONPATH=$work/run:$site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+cd "$root" || exit 2
+export PYTHONPATH=$root:$site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 if compgen -G "$root/.whl/*.whl" >/dev/null; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$root"/.whl/*.whl ||
     echo "gpu.sh: the wheels of .whl/ could not be installed" >&2
@@ -97,7 +92,7 @@ for file in "$root"/tests/test_*.py; do
   fi
   tests+=("$file")
 done
-options=(-c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -W default -q --durations 5)
+options=(-p no:cacheprovider -W default -q --durations 5)
 if has xdist; then options+=(-n 8); fi
 # PyTorch's products are deterministic, as the tests ask for, only with a workspace of this kind.
 stage tests 170 env CUBLAS_WORKSPACE_CONFIG=:4096:8 python3 -m pytest "${options[@]}" "${tests[@]}"

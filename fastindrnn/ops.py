@@ -9,6 +9,7 @@ checks them. Letters as in the design notes: a, h (B, T, N) or (total, N), x (B,
 K), u (N,), h0 and h_n (B, N).
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache, partial
@@ -93,6 +94,11 @@ def _cpu():
 
 @cache
 def _triton():
+    if importlib.util.find_spec("triton") is None:
+        raise ModuleNotFoundError(
+            "the kernels for GPUs need Triton, which PyTorch for GPUs brings on Linux; "
+            "pip install 'fastindrnn[gpu]' adds it, and fastindrnn.backend('reference') does without"
+        )
     from .kernels import launch
 
     return launch

@@ -31,7 +31,7 @@ esac
 echo "$stage: $*" >>"$CALLS"
 if [[ $stage == tests ]]; then
   echo "cublas $CUBLAS_WORKSPACE_CONFIG" >>"$CALLS"
-  [[ -f fastindrnn/kernels/launch.py && -f fastindrnn/ops.py && -f bench/tune.py ]] || exit 7
+  [[ -f kernels/launch.py && -f fastindrnn/ops.py && -f bench/tune.py ]] || exit 7
   [[ $PYTHONPATH == "$PWD":* ]] || exit 8
 fi
 echo "output of $stage"

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastindrnn
+from fastindrnn import ops
 from fastindrnn.functional import indrnn, indrnn_scan
 
 
@@ -213,3 +214,11 @@ def test_self_check_command():
     assert fastindrnn.__version__ in done.stdout
     assert "self-check on cpu" in done.stdout
     assert "passed" in done.stdout
+
+
+def test_without_triton_there_is_one_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    ops._triton.cache_clear()
+    with fastindrnn.backend("triton"), pytest.raises(ModuleNotFoundError, match="need Triton"):
+        indrnn_scan(torch.randn(1, 2, 3), torch.rand(3))
