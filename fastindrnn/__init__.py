@@ -4,6 +4,7 @@ from . import fold, functional, init, interop, memory, onnx
 from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
 from .cell import IndRNNCell
 from .constraint import constrain_, constrain_after_step, recurrent_max_for
+from .functional import indrnn, indrnn_scan, last_output
 from .layers import IndRNN
 from .ops import backend
 from .optim import parameter_groups
@@ -21,8 +22,11 @@ __all__ = [
     "constrain_after_step",
     "fold",
     "functional",
+    "indrnn",
+    "indrnn_scan",
     "init",
     "interop",
+    "last_output",
     "memory",
     "onnx",
     "parameter_groups",

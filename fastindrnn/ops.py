@@ -97,7 +97,7 @@ def _triton():
     if importlib.util.find_spec("triton") is None:
         raise ModuleNotFoundError(
             "the kernels for GPUs need Triton, which PyTorch for GPUs brings on Linux; "
-            "pip install 'fastindrnn[gpu]' adds it, and fastindrnn.backend('reference') does without"
+            "pip install 'fastindrnn[gpu]' adds it; fastindrnn.backend('reference') does without"
         )
     from .kernels import launch
 

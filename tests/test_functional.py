@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastindrnn
 from fastindrnn.functional import indrnn, indrnn_scan
 
 A, U, H0 = torch.randn(2, 4, 3), torch.rand(3), torch.zeros(2, 3)
@@ -95,3 +96,32 @@ def test_errors_do_not_depend_on_the_backend():
         indrnn_scan(A, U[:1])
     with fastindrnn.backend("cpu"), pytest.raises(ValueError, match="needs CPU tensors"):
         indrnn_scan(A.to("meta"), U.to("meta"))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_last_output(batch_first):
+    rnn = fastindrnn.IndRNN(3, 4, norm="batch", batch_first=batch_first).eval()
+    x, lengths = torch.randn(3, 7, 3), torch.tensor([7, 3, 0])
+    x = x if batch_first else x.transpose(0, 1)
+    output, _ = rnn(x, lengths=lengths)
+    last = fastindrnn.last_output(output, lengths, batch_first=batch_first)
+    rows = output if batch_first else output.transpose(0, 1)
+    torch.testing.assert_close(last, torch.stack([rows[0, 6], rows[1, 2], torch.zeros(4)]))
+    whole = fastindrnn.last_output(output, batch_first=batch_first)
+    torch.testing.assert_close(whole, rows[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (([1.0],), TypeError, "output must be a tensor"),
+        ((torch.rand(3, 4),), ValueError, "3 dimensions"),
+        ((torch.rand(0, 2, 4),), ValueError, "no time steps"),
+        ((torch.rand(5, 2, 4), torch.tensor([1.0, 2.0])), TypeError, "lengths"),
+        ((torch.rand(5, 2, 4), torch.tensor([1, 2, 3])), ValueError, "lengths"),
+        ((torch.rand(5, 2, 4), torch.tensor([1, 6])), ValueError, "lengths"),
+    ],
+)
+def test_wrong_arguments_of_last_output(arguments, error, text):
+    with pytest.raises(error, match=text):
+        fastindrnn.last_output(*arguments)
