@@ -9,6 +9,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# torch.compile traces and compiles in each run of the tests. A graph that it kept from an earlier
+# run is found by the code of the graph, which does not change with our fake results: it would hide
+# that they have become wrong. Read when torch._inductor is imported, also by a subprocess.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+
 
 @pytest.fixture
 def poisoned_memory():
