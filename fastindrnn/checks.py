@@ -58,6 +58,11 @@ def check_options(
         raise TypeError(f"strategy must be a string, but is {type(strategy).__name__}")
     if strategy not in get_args(Strategy):
         raise ValueError(f"strategy must be 'auto', 'fused' or 'split', but is {strategy!r}")
+    if strategy == "fused" and grad_clip is not None and grad_clip_mode == "result":
+        raise ValueError(
+            "strategy must be 'auto' or 'split' with grad_clip_mode='result', which clips the "
+            "gradient of W x + b, but is 'fused', where W x + b is no tensor"
+        )
 
 
 def check_rows(

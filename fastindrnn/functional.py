@@ -89,18 +89,11 @@ def indrnn_scan(
             grad_clip=grad_clip,
             grad_clip_mode=grad_clip_mode,
         )
-    return ops.scan(
-        a,
-        u,
-        h0,
-        _int64(lengths),
-        _int64(cu_seqlens),
-        resets,
-        nonlinearity,
-        reverse,
-        grad_clip,
-        grad_clip_mode,
-    )
+    if grad_clip is not None and grad_clip_mode == "result":
+        a, u, h0 = _clip_results(grad_clip, a, u, h0)
+        grad_clip = None
+    sequences = _int64(lengths), _int64(cu_seqlens), resets
+    return ops.scan(a, u, h0, *sequences, nonlinearity, reverse, grad_clip)
 
 
 def indrnn(
@@ -133,7 +126,9 @@ def indrnn(
             recurrence takes the projection from registers; on a GPU alone, and not for float64 or
             tanh. "split": the projection by PyTorch's matrix product, then the recurrence in
             place; on a GPU over slices of time that stay in its cache. "auto": by the shape,
-            whichever is faster. The backend "reference" takes no notice of it.
+            whichever is faster. The backend "reference" takes no notice of it. Where `grad_clip`
+            bounds results, the projection is a tensor of its own until the recurrence has read it,
+            and "fused" an error.
         bidirectional: the first N/2 channels walk as `reverse` says, the others the opposite way.
         u, h0 and the other options: as in `indrnn_scan`; with "result", `grad_clip` bounds the
             gradients of W x_t + b, u and h0.
@@ -181,10 +176,13 @@ def run_layer(
     check_layer(x, weight, bias, u, h0, cu_seqlens)
     refuse_tangents(x, weight, bias, u, h0)
     ops.check_backend(x.device)
-    if ops.backend.current == "reference":
-        return _run_reference(x, weight, bias, u, h0, lengths, cu_seqlens, *options)
+    *walk, grad_clip, grad_clip_mode = options
+    clips_results = grad_clip is not None and grad_clip_mode == "result"
+    # Without gradients there is nothing to clip, and the operator does.
+    if ops.backend.current == "reference" or (clips_results and torch.is_grad_enabled()):
+        return _project_and_scan(x, weight, bias, u, h0, lengths, cu_seqlens, *options)
     lengths, cu_seqlens = _int64(lengths), _int64(cu_seqlens)
-    return projected.indrnn(x, weight, bias, u, h0, lengths, cu_seqlens, *options)
+    return projected.indrnn(x, weight, bias, u, h0, lengths, cu_seqlens, *walk, grad_clip)
 
 
 def run_step(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, h: Tensor | None) -> Tensor:
@@ -225,8 +223,9 @@ def run_stack(
     cu_seqlens: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`run_layer` for layers one on the other: biases () or one for each, h0 (L, B, N), no option
-    bidirectional. Returns h of the last layer and h_n (L, B, N)."""
+    """`run_layer` for layers one on the other: biases () or one for each, h0 (L, B, N), neither of
+    the options bidirectional and grad_clip_mode, which is "message". Returns h of the last layer
+    and h_n (L, B, N)."""
     rows = x
     for layer, (weight, u) in enumerate(zip(weights, us, strict=True)):
         bias = biases[layer] if biases else None
@@ -240,7 +239,16 @@ def run_stack(
     return h, h_n
 
 
-def _run_reference(
+def _clip_results(limit: float, *tensors: Tensor | None) -> list[Any]:
+    """Copies of the tensors, whose gradients are clipped when the recurrence's backward is done:
+    an operator around the recurrence, because the second derivative has to pass it too."""
+    if not torch.is_grad_enabled():
+        return list(tensors)
+    clip = torch.ops.fastindrnn.clip_gradient.default
+    return [None if x is None else clip(x, limit) for x in tensors]
+
+
+def _project_and_scan(
     x,
     weight,
     bias,
@@ -256,8 +264,11 @@ def _run_reference(
     grad_clip,
     grad_clip_mode,
 ):
+    """`run_layer` of a projection and a recurrence that know nothing of each other: in the
+    reference, and where the gradient of W x + b is to be clipped."""
+
     def run(a, u, h0, reverse):
-        return reference.scan(
+        return indrnn_scan(
             a,
             u,
             h0,
@@ -270,13 +281,21 @@ def _run_reference(
             grad_clip_mode=grad_clip_mode,
         )
 
-    a = linear(x, weight, bias)
+    is_time_first = ops.is_time_first(x)
+    if is_time_first:  # what both make of it is to lie in memory as x does
+        a = linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
+    else:
+        a = linear(x, weight, bias)
     if not bidirectional:
         return run(a, u, h0, reverse)
     states = (None, None) if h0 is None else h0.chunk(2, -1)
     parts = zip(a.chunk(2, -1), u.chunk(2), states, (reverse, not reverse), strict=True)
-    first, second = (run(*part) for part in parts)
-    return torch.cat((first[0], second[0]), -1), torch.cat((first[1], second[1]), -1)
+    (first, first_end), (second, second_end) = (run(*part) for part in parts)
+    ends = torch.cat((first_end, second_end), -1)
+    if is_time_first:
+        pair = first.transpose(0, 1), second.transpose(0, 1)
+        return torch.cat(pair, -1).transpose(0, 1), ends
+    return torch.cat((first, second), -1), ends
 
 
 def _int64(x: Tensor | None) -> Tensor | None:

@@ -178,8 +178,8 @@ class IndRNN(Stack):
             layers = [self._parts(f"_l{layer}") for layer in range(self.num_layers)]
             weights, biases, us, _ = zip(*layers, strict=True)
             walk = *sequences.tensors(reverse), self.nonlinearity, reverse, "auto"
-            options = *walk, self.grad_clip, self.grad_clip_mode
-            return run_stack(x, weights, biases if self.bias else (), us, state, *options)
+            biases = biases if self.bias else ()
+            return run_stack(x, weights, biases, us, state, *walk, self.grad_clip)
         states: Any = [None] * self.state_shape()[0] if state is None else state.unbind(0)
         ends: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -224,6 +224,7 @@ class IndRNN(Stack):
             self.num_layers > 1
             and not (self.bidirectional or self.norm or self.zoneout)
             and not (self.training and self.dropout > 0)
+            and (self.grad_clip is None or self.grad_clip_mode == "message")
             and torch.is_grad_enabled()
             and backend.current != "reference"
             and not torch.compiler.is_exporting()

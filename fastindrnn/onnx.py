@@ -97,7 +97,6 @@ def translations() -> dict[Callable, Callable]:
         bidirectional,
         strategy="auto",
         grad_clip=None,
-        grad_clip_mode="message",
     ):
         options = lengths, cu_seqlens, resets, nonlinearity
         if not bidirectional:
@@ -117,18 +116,7 @@ def translations() -> dict[Callable, Callable]:
         (h, h_n), (h_back, h_n_back) = parts
         return op.Concat(h, h_back, axis=-1), op.Concat(h_n, h_n_back, axis=-1)
 
-    def scan(
-        a,
-        u,
-        h0,
-        lengths,
-        cu_seqlens,
-        resets,
-        nonlinearity,
-        reverse,
-        grad_clip=None,
-        grad_clip_mode="message",
-    ):
+    def scan(a, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, grad_clip=None):
         identity = diagonal(u)
         return rnn(a, identity, None, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse)
 

@@ -3,6 +3,7 @@ autograd and autocast.
 
     fastindrnn::scan           the recurrence alone
     fastindrnn::scan_backward  its gradient, differentiable in turn (and so to any order)
+    fastindrnn::clip_gradient  the identity, whose gradient is clipped
 
 and, in `projected`, those with a projection. Arguments are trusted here; `fastindrnn.functional`
 checks them. Letters as in the design notes: a, h (B, T, N) or (total, N), x (B, T, K) or (total,
@@ -20,7 +21,6 @@ from . import vmap
 from .second_order import halves, second_gradients
 
 SEQUENCES = "Tensor? lengths, Tensor? cu_seqlens, Tensor? resets, str nonlinearity, bool reverse"
-CLIP = "float? grad_clip, str grad_clip_mode"
 _SEQUENCES = ("lengths", "cu_seqlens", "resets", "nonlinearity", "reverse")
 _library = torch.library.Library("fastindrnn", "DEF")
 
@@ -250,30 +250,37 @@ def _scan_backward_fake(grad_h, grad_h_n, h, u, h0, lengths, cu_seqlens, *option
 
 
 def first_gradients(saved, options, grad_h, grad_h_n):
-    """The gradients of a, u and h0 from those of h and h_n, clipped as asked, and that of b."""
+    """The gradients of a, u and h0 from those of h and h_n, and that of b."""
     h, u, h0, *sequences = saved
-    *walk, grad_clip, mode = options
     if grad_h is None:
         grad_h = h.new_zeros(*h.shape[:-2], 1, h.shape[-1]).expand_as(h)  # one row for all steps
-    clip = grad_clip if mode == "message" else None
-    grads = torch.ops.fastindrnn.scan_backward(grad_h, grad_h_n, h, u, h0, *sequences, *walk, clip)
-    if grad_clip is not None and mode == "result":
-        grad_a, grad_u, grad_h0 = (grad.clamp(-grad_clip, grad_clip) for grad in grads[:3])
-        grads = grad_a, grad_u, grad_h0, grad_a.sum(tuple(range(grad_a.dim() - 1)))
+    grads = torch.ops.fastindrnn.scan_backward(grad_h, grad_h_n, h, u, h0, *sequences, *options)
     grad_a, grad_u, grad_h0, grad_b = grads
     return grad_a, grad_u, None if h0 is None else grad_h0, grad_b
 
 
+def _clip_gradient(x, limit):
+    return x.clone()  # an operator may not return its input
+
+
+def _clip_gradient_setup(ctx, inputs, output):
+    ctx.limit = inputs[1]
+
+
+def _clip_gradient_gradient(ctx, grad):
+    return grad.clamp(-ctx.limit, ctx.limit), None
+
+
 def _scan_setup(ctx, inputs, output):
-    _, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, *clip = inputs
-    ctx.options = nonlinearity, reverse, False, *clip
+    _, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, grad_clip = inputs
+    ctx.options = nonlinearity, reverse, False, grad_clip
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[0], u, h0, lengths, cu_seqlens, resets)
 
 
 def _scan_gradient(ctx, grad_h, grad_h_n):
     *grads, _ = first_gradients(ctx.saved_tensors, ctx.options, grad_h, grad_h_n)
-    return *grads, *[None] * 7
+    return *grads, *[None] * 6
 
 
 def _scan_backward_setup(ctx, inputs, output):
@@ -284,7 +291,7 @@ def _scan_backward_setup(ctx, inputs, output):
 
 register(
     "scan",
-    f"(Tensor a, Tensor u, Tensor? h0, {SEQUENCES}, {CLIP}) -> (Tensor, Tensor)",
+    f"(Tensor a, Tensor u, Tensor? h0, {SEQUENCES}, float? grad_clip) -> (Tensor, Tensor)",
     _scan,
     _scan_fake,
     vmap.scan,
@@ -297,6 +304,14 @@ register(
     _scan_backward_fake,
     vmap.scan_backward,
 )
+register(
+    "clip_gradient",
+    "(Tensor x, float limit) -> Tensor",
+    _clip_gradient,
+    _clip_gradient,
+    vmap.clip_gradient,
+)
+register_autograd("clip_gradient", _clip_gradient_setup, _clip_gradient_gradient)
 register_autograd("scan", _scan_setup, _scan_gradient)
 register_autograd("scan_backward", _scan_backward_setup, second_gradients)
 scan = past_the_dispatcher(torch.ops.fastindrnn.scan.default, _scan)

@@ -20,7 +20,6 @@ import torch
 
 from . import vmap
 from .ops import (
-    CLIP,
     SEQUENCES,
     batch,
     channels_contiguous,
@@ -50,7 +49,7 @@ def _indrnn(
     reverse,
     bidirectional,
     strategy,
-    *clip,
+    grad_clip,
 ):
     x = channels_contiguous(x)
     h = rows_like(x, weight.shape[0])
@@ -86,8 +85,8 @@ def _indrnn_autocast(operator, dtype, x, weight, bias, *rest):
 
 def _indrnn_setup(ctx, inputs, output):
     x, weight, _, u, h0, *sequences = inputs[:8]
-    nonlinearity, reverse, bidirectional, _, *clip = inputs[8:]
-    ctx.options = nonlinearity, reverse, bidirectional, *clip
+    nonlinearity, reverse, bidirectional, _, grad_clip = inputs[8:]
+    ctx.options = nonlinearity, reverse, bidirectional, grad_clip
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[0], u, h0, *sequences, x, weight)
 
@@ -98,7 +97,7 @@ def _indrnn_gradient(ctx, grad_h, grad_h_n):
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x = _product(grad_a, weight) if needs_x else None
     grad_weight = _weight_gradient(grad_a, x) if needs_weight else None
-    return grad_x, grad_weight, grad_b if needs_bias else None, grad_u, grad_h0, *[None] * 9
+    return grad_x, grad_weight, grad_b if needs_bias else None, grad_u, grad_h0, *[None] * 8
 
 
 def _stack(x, weights, biases, us, h0, *options):
@@ -137,9 +136,9 @@ def _stack_autocast(operator, dtype, x, weights, biases, *rest):
 
 def _stack_setup(ctx, inputs, output):
     x, weights, biases, us, h0, *sequences = inputs[:8]
-    nonlinearity, reverse, ctx.strategy, *clip = inputs[8:]
+    nonlinearity, reverse, ctx.strategy, grad_clip = inputs[8:]
     h, _, between = output
-    ctx.options = nonlinearity, reverse, False, *clip
+    ctx.options = nonlinearity, reverse, False, grad_clip
     ctx.layers, ctx.has_biases = len(us), bool(biases)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(h, between, x, h0, *sequences, *weights, *us)
@@ -149,19 +148,18 @@ def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
     L = ctx.layers
     h, between, x, h0, lengths, cu_seqlens, resets, *parameters = ctx.saved_tensors
     sequences, weights, us = (lengths, cu_seqlens, resets), parameters[:L], parameters[L:]
-    nonlinearity, reverse, _, grad_clip, mode = ctx.options
+    nonlinearity, reverse, _, grad_clip = ctx.options
     needs_x, *needs, needs_h0 = ctx.needs_input_grad[:5]
     trained = [any(kind[layer] for kind in needs if kind) for layer in range(L)]
     lowest = 0 if needs_x or needs_h0 else trained.index(True)
     # The rows of each layer's input and output.
     rows = [x, *(between[layer] for layer in range(L - 1)), h]
     is_first_order = not torch.is_grad_enabled() and grad_between is None
-    can_fuse = is_first_order and (grad_clip is None or mode == "message")
     grad_a, grads = None, []  # type: ignore[var-annotated]
     for layer in reversed(range(lowest, L)):
         arriving = None if grad_h_n is None else grad_h_n[layer]
         state = rows[layer + 1], us[layer], None if h0 is None else h0[layer]
-        if layer < L - 1 and can_fuse:
+        if layer < L - 1 and is_first_order:
             found = torch.ops.fastindrnn.projected_backward(
                 grad_a,
                 weights[layer + 1],
@@ -190,7 +188,7 @@ def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
         grad_biases if ctx.has_biases else [],
         grad_us,
         torch.stack(grad_h0s) if needs_h0 else None,
-        *[None] * 8,
+        *[None] * 7,
     )
 
 
@@ -235,7 +233,7 @@ def _weight_gradient(grad_a, x):
 register(
     "indrnn",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor u, Tensor? h0, "
-    f"{SEQUENCES}, bool bidirectional, str strategy, {CLIP}) -> (Tensor, Tensor)",
+    f"{SEQUENCES}, bool bidirectional, str strategy, float? grad_clip) -> (Tensor, Tensor)",
     _indrnn,
     _indrnn_fake,
     vmap.indrnn,
@@ -243,7 +241,7 @@ register(
 register(
     "stack",
     "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] us, Tensor? h0, "
-    f"{SEQUENCES}, str strategy, {CLIP}) -> (Tensor, Tensor, Tensor)",
+    f"{SEQUENCES}, str strategy, float? grad_clip) -> (Tensor, Tensor, Tensor)",
     _stack,
     _stack_fake,
     vmap.stack,

@@ -40,21 +40,21 @@ def _project(info, x, weight):
     return (y[0], None) if y.shape[0] < info.batch_size else (y, 0)
 
 
-def scan(info, in_dims, a, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, *clip):
+def scan(info, in_dims, a, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, grad_clip):
     """The rule of fastindrnn::scan: a scan of n times the channels."""
-    options = nonlinearity, reverse, False, *clip
+    options = nonlinearity, reverse, False, grad_clip
     return _scan(info, in_dims, a, u, h0, lengths, cu_seqlens, resets, *options)
 
 
 def _scan(info, in_dims, a, u, h0, *options):
-    *sequences, nonlinearity, reverse, bidirectional, grad_clip, mode = options
+    *sequences, nonlinearity, reverse, bidirectional, grad_clip = options
     n, directions = info.batch_size, 2 if bidirectional else 1
     sequences = _shared(in_dims[3:6], sequences)
     tensors = zip((a, u, h0), in_dims[:3], strict=True)
     merged = [_merge(x, dim, n, directions) for x, dim in tensors]
 
     def run(part, reverse):
-        options = *sequences, nonlinearity, reverse, grad_clip, mode
+        options = *sequences, nonlinearity, reverse, grad_clip
         return torch.ops.fastindrnn.scan(*part, *options)
 
     if bidirectional:
@@ -65,6 +65,11 @@ def _scan(info, in_dims, a, u, h0, *options):
         h, h_n = run(merged, reverse)
     dims = h.dim() - 1, h_n.dim() - 1
     return (_split(h, n, directions), _split(h_n, n, directions)), dims
+
+
+def clip_gradient(info, in_dims, x, limit):
+    """The rule of fastindrnn::clip_gradient: elementwise, whichever dimension is mapped."""
+    return torch.ops.fastindrnn.clip_gradient(x, limit), in_dims[0]
 
 
 def scan_backward(info, in_dims, grad_h, grad_h_n, h, u, h0, *options):
@@ -79,7 +84,7 @@ def scan_backward(info, in_dims, grad_h, grad_h_n, h, u, h0, *options):
 
 def indrnn(info, in_dims, x, weight, bias, u, h0, *options):
     """The rule of fastindrnn::indrnn: a batch of products, then one scan."""
-    *walk, _, grad_clip, mode = options
+    *walk, _, grad_clip = options
     a, mapped = _project(info, _front(x, in_dims[0]), _front(weight, in_dims[1]).mT)
     if bias is not None:
         a = _front(a, mapped)
@@ -87,12 +92,12 @@ def indrnn(info, in_dims, x, weight, bias, u, h0, *options):
         a = a + bias.view(len(bias), *[1] * (a.dim() - 2), -1)
         mapped = 0
         a = a.expand(info.batch_size, *a.shape[1:])
-    return _scan(info, (mapped, *in_dims[3:]), a, u, h0, *walk, grad_clip, mode)
+    return _scan(info, (mapped, *in_dims[3:]), a, u, h0, *walk, grad_clip)
 
 
 def stack(info, in_dims, x, weights, biases, us, h0, *options):
     """The rule of fastindrnn::stack: layer by layer."""
-    *sequences, strategy, grad_clip, mode = options
+    *sequences, strategy, grad_clip = options
     h0 = None if h0 is None else _front(h0, in_dims[4])
     start = None if h0 is None or h0.shape[0] == 1 else 0
     rows, dim, outputs, ends = x, in_dims[0], [], []
@@ -100,7 +105,7 @@ def stack(info, in_dims, x, weights, biases, us, h0, *options):
         bias, bias_dim = (biases[layer], in_dims[2][layer]) if biases else (None, None)
         state = None if h0 is None else h0[:, layer] if start == 0 else h0[0, layer]
         dims = (dim, in_dims[1][layer], bias_dim, in_dims[3][layer], start, *in_dims[5:8])
-        walk = *sequences, False, strategy, grad_clip, mode
+        walk = *sequences, False, strategy, grad_clip
         (rows, end), (dim, end_dim) = indrnn(info, dims, rows, weight, bias, u, state, *walk)
         outputs.append(rows.movedim(dim, 0))
         ends.append(end.movedim(end_dim, 0))

@@ -74,6 +74,11 @@ def test_wrong_scan(change, error, words):
         ({"h0": torch.zeros(2, 5)}, ValueError, r"h0 must be \(2, 3\)"),
         ({"strategy": "fast"}, ValueError, "strategy must be 'auto', 'fused' or 'split'.*'fast'"),
         ({"strategy": None}, TypeError, "strategy must be a string, but is NoneType"),
+        (
+            {"strategy": "fused", "grad_clip": 1.0, "grad_clip_mode": "result"},
+            ValueError,
+            "strategy must be 'auto' or 'split' with grad_clip_mode='result'.*'fused'",
+        ),
         ({"bidirectional": True}, ValueError, r"as many channels in each.*weight is \(3, 5\)"),
         ({"bidirectional": "both"}, TypeError, "bidirectional must be a bool, but is str"),
     ],

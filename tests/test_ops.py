@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastindrnn.kernels import cpu, reference
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from scan_cases import Case, cases, inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,8 +25,10 @@ def leaves(case):
 
 
 @settings(max_examples=50, deadline=None)
-@given(cases(T=5, N=3, dtype=torch.float64, time_first=False))
-def test_first_and_second_derivatives(case):
+@given(
+    cases(T=5, N=3, dtype=torch.float64, time_first=False), st.sampled_from(["message", "result"])
+)
+def test_first_and_second_derivatives(case, mode):
     """By finite differences without a clip; with one, against the reference's autograd."""
     *arguments, options = leaves(case)
     wanted = [x for x in arguments if x is not None]
@@ -38,7 +41,8 @@ def test_first_and_second_derivatives(case):
         assert torch.autograd.gradgradcheck(call, wanted)
     results = []
     for function in (indrnn_scan, reference.scan):
-        h, h_n = function(*arguments, **options, grad_clip=case.grad_clip)
+        clip = {"grad_clip": case.grad_clip, "grad_clip_mode": mode}
+        h, h_n = function(*arguments, **options, **clip)
         loss = h.sin().sum() + h_n.cos().sum()
         first = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
         norm = sum(x.square().sum() for x in first) + 0 * loss
@@ -85,8 +89,8 @@ def test_opcheck(form, dtype):
     a, u, h0, options = leaves(Case(3, 6, 4, form=form, has_resets=True, dtype=dtype))
     tensors = [options.get(name) for name in ("lengths", "cu_seqlens", "resets")]
     ops = torch.ops.fastindrnn
-    torch.library.opcheck(ops.scan, (a, u, h0, *tensors, "relu", False, None, "message"))
-    torch.library.opcheck(ops.scan, (a, u, None, *tensors, "relu", True, 1.0, "result"))
+    torch.library.opcheck(ops.scan, (a, u, h0, *tensors, "relu", False, None))
+    torch.library.opcheck(ops.scan, (a, u, None, *tensors, "relu", True, 1.0))
     h, h_n = (x.detach().requires_grad_() for x in indrnn_scan(a, u, h0, **options))
     for grad_h_n, bidirectional in ((None, False), (h_n, False), (h_n, True)):
         arguments = (a, grad_h_n, h, u, h0, *tensors, "hardtanh", True, bidirectional, 1.0)
@@ -95,7 +99,7 @@ def test_opcheck(form, dtype):
     weight = torch.randn(4, 5, dtype=dtype, requires_grad=True)
     some = torch.randn(4, dtype=dtype, requires_grad=True)
     for bias, bidirectional in ((None, False), (some, False), (some, True)):
-        options = "relu", False, bidirectional, "auto", None, "message"
+        options = "relu", False, bidirectional, "auto", None
         torch.library.opcheck(ops.indrnn, (x, weight, bias, u, h0, *tensors, *options))
 
 

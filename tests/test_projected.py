@@ -35,22 +35,77 @@ def test_layer_gradients(time_first, has_bias):
     assert (h.stride(0) < h.stride(1)) == time_first
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("form", ["padded", "time first", "lengths", "packed"])
 @pytest.mark.parametrize("mode", ["message", "result"])
-def test_layer_clip_modes(mode):
-    """The bias, as the weight, gets the sum of clipped gradients, not a clipped sum."""
+def test_layer_clip_modes(mode, form, bidirectional):
+    """First and second derivatives. The bias, as the weight, gets the sum of clipped gradients, not
+    a clipped sum."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((3, 40, 2), (5, 2), (5,), (5,), (3, 5))
+    shape = {"time first": (40, 3, 2), "packed": (80, 2)}.get(form, (3, 40, 2))
     arguments = [
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-        for shape in shapes
+        for shape in (shape, (6, 2), (6,), (6,), (3, 6))
     ]
-    grads = []
+    with torch.no_grad():
+        arguments[3].tanh_()  # or the states grow beyond all bounds
+    x, *rest = arguments
+    x = x.transpose(0, 1) if form == "time first" else x
+    options = {"grad_clip": 0.3, "grad_clip_mode": mode, "bidirectional": bidirectional}
+    if form == "lengths":
+        options["lengths"] = torch.tensor([40, 3, 0])
+    elif form == "packed":
+        options["cu_seqlens"] = torch.tensor([0, 40, 41, 80])
+    results = []
     for backend in (None, "reference"):
         with fastindrnn.backend(backend):
-            h, _ = indrnn(*arguments, grad_clip=0.3, grad_clip_mode=mode)
-            grads.append(torch.autograd.grad(h.square().sum(), arguments))
-    torch.testing.assert_close(*grads)
-    assert grads[0][2].abs().max() > 0.3
+            h, h_n = indrnn(x, *rest, **options)
+            loss = h.square().sum() + h_n.cos().sum()
+            first = torch.autograd.grad(loss, arguments, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), arguments)
+            results.append((h, h_n, *first, *second))
+    torch.testing.assert_close(*results)
+    ours = results[0]
+    assert ours[4].abs().max() > 0.3
+    if mode == "result":
+        assert ours[5].abs().max() == ours[5 + 5].abs().max() == 0.3, "of u"
+    if form in ("padded", "time first"):
+        assert (ours[0].stride(0) < ours[0].stride(1)) == (form == "time first")
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance:FutureWarning")
+def test_clipped_results_in_pytorch():
+    """torch.compile in one piece, export, vmap over models; inference takes the operator."""
+
+    def call(x, weight, u):
+        return indrnn(x, weight, None, u, grad_clip=0.3, grad_clip_mode="result")[0]
+
+    def gradients(call):
+        return torch.autograd.grad(call(x, weight, u).square().sum(), (weight, u))
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, weight, u):
+            return call(x, weight, u)
+
+    x, weight = torch.randn(3, 9, 5), torch.randn(6, 5, requires_grad=True)
+    u = torch.rand(6, requires_grad=True)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled), gradients(call))
+    program = torch.export.export(Layer(), (x, weight, u), strict=False)
+    torch.testing.assert_close(program.module()(x, weight, u), call(x, weight, u))
+    torch.testing.assert_close(gradients(program.module()), gradients(call))
+    weights, us = torch.stack([weight, 2 * weight]), torch.stack([u, u / 2])
+    mapped = torch.vmap(call, (None, 0, 0))(x, weights, us)
+    grads = torch.autograd.grad(mapped.square().sum(), (weights, us))
+    for i in range(2):
+        alone = weights[i].detach().requires_grad_(), us[i].detach().requires_grad_()
+        h = call(x, *alone)
+        torch.testing.assert_close(mapped[i], h)
+        expected = torch.autograd.grad(h.square().sum(), alone)
+        torch.testing.assert_close(tuple(grad[i] for grad in grads), expected)
+    with torch.no_grad():
+        seen = str(torch.fx.experimental.proxy_tensor.make_fx(call)(x, weight, u).code)
+    assert "fastindrnn.indrnn" in seen
 
 
 @settings(max_examples=50, deadline=None)

@@ -33,20 +33,20 @@ def case_of(form, L=3, K=5, N=4, **fields):
     return x.requires_grad_(), weights, biases, us, normal(L, 3, N), options
 
 
-def ways(options, grad_clip=None, mode="message"):
+def ways(options, grad_clip=None):
     """The operator, and what it stands for, with these options."""
     tensors = [options.get(name) for name in ("lengths", "cu_seqlens", "resets")]
-    walk = options["nonlinearity"], options["reverse"], "auto", grad_clip, mode
+    walk = options["nonlinearity"], options["reverse"], "auto", grad_clip
 
     def stack(*arguments):
         return run_stack(*arguments, *tensors, *walk)
 
     def one_by_one(x, weights, biases, us, h0):
-        clip, ends = {"grad_clip": grad_clip, "grad_clip_mode": mode}, []
+        ends = []
         for layer, (weight, u) in enumerate(zip(weights, us, strict=True)):
             bias = biases[layer] if biases else None
             state = None if h0 is None else h0[layer]
-            x, h_n = indrnn(x, weight, bias, u, state, **options, **clip)
+            x, h_n = indrnn(x, weight, bias, u, state, **options, grad_clip=grad_clip)
             ends.append(h_n)
         return x, torch.stack(ends)
 
@@ -61,15 +61,15 @@ def loss_of(h, h_n):
     return h.sin().sum() + h_n.cos().sum()
 
 
-@pytest.mark.parametrize("mode", [None, "message", "result"])
+@pytest.mark.parametrize("grad_clip", [None, 0.7])
 @pytest.mark.parametrize("nonlinearity", ["relu", "hardtanh", "identity", "tanh"])
 @pytest.mark.parametrize("reverse", [False, True])
 @every_form
-def test_equals_layers_one_by_one(form, reverse, nonlinearity, mode):
+def test_equals_layers_one_by_one(form, reverse, nonlinearity, grad_clip):
     """Outputs, first and second derivatives, h0 and resets, every form and clip."""
     fields = {"reverse": reverse, "nonlinearity": nonlinearity, "has_resets": True}
     *arguments, options = case_of(form, **fields)
-    both_ways = ways(options, None if mode is None else 0.7, mode or "message")
+    both_ways = ways(options, grad_clip)
     wanted, results = leaves(*arguments), []
     for way in both_ways:
         h, h_n = way(*arguments)
@@ -139,7 +139,7 @@ def test_opcheck(form, dtype):
         for tensor in tensors
     )
     sequences = [options.get(name) for name in ("lengths", "cu_seqlens", "resets")]
-    end = ("relu", False, "auto", None, "message")
+    end = ("relu", False, "auto", None)
     operator = torch.ops.fastindrnn.stack
     torch.library.opcheck(operator, (x, weights, biases, us, h0, *sequences, *end))
     torch.library.opcheck(operator, (x, weights, [], us, None, *sequences, *end))
@@ -221,7 +221,7 @@ def test_compile():
 def test_export_of_the_operator():
     class Stack(torch.nn.Module):
         def forward(self, x, weights, us):
-            walk = None, None, None, "relu", True, "auto", None, "message"
+            walk = None, None, None, "relu", True, "auto", None
             return run_stack(x, weights, (), us, None, *walk)
 
     x, weights, us = torch.randn(2, 7, 4), [torch.randn(4, 4)] * 2, [torch.rand(4)] * 2
