@@ -73,7 +73,7 @@ def _indrnn(
 
 def _indrnn_fake(x, weight, bias, u, h0, lengths, cu_seqlens, *options):
     N = weight.shape[0]
-    return rows_like(x, N), x.new_empty(batch(x, cu_seqlens), N)
+    return rows_like(channels_contiguous(x), N), x.new_empty(batch(x, cu_seqlens), N)
 
 
 def _indrnn_autocast(operator, dtype, x, weight, bias, *rest):
@@ -104,8 +104,8 @@ def _stack(x, weights, biases, us, h0, *options):
     *sequences, strategy = options[:6]
     *inner, last = us
     N = len(last)
-    between, h = rows_like(x, len(inner), N), rows_like(x, N)
     rows, ends = channels_contiguous(x), []
+    between, h = rows_like(rows, len(inner), N), rows_like(rows, N)
     for layer, out in enumerate((*between, h)):
         end = kernels_of(x).indrnn_forward(
             rows,
@@ -125,8 +125,8 @@ def _stack(x, weights, biases, us, h0, *options):
 
 def _stack_fake(x, weights, biases, us, h0, lengths, cu_seqlens, *options):
     L, N = len(us), us[0].shape[0]
-    h_n = x.new_empty(L, batch(x, cu_seqlens), N)
-    return rows_like(x, N), h_n, rows_like(x, L - 1, N)
+    h_n, rows = x.new_empty(L, batch(x, cu_seqlens), N), channels_contiguous(x)
+    return rows_like(rows, N), h_n, rows_like(rows, L - 1, N)
 
 
 def _stack_autocast(operator, dtype, x, weights, biases, *rest):
@@ -198,7 +198,7 @@ def _projected_backward(grad_next, weight_next, grad_h_n, h, u, h0, *options):
         channels_contiguous(grad_next),
         weight_next,
         contiguous(grad_h_n),
-        h,
+        channels_contiguous(h),
         u.contiguous(),
         contiguous(h0),
         **options_of(sequences),
@@ -211,7 +211,8 @@ def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, lengths
     grad_h0 = h.new_empty(
         batch(h, cu_seqlens), h.shape[-1], dtype=h.dtype if h0 is None else h0.dtype
     )
-    return torch.empty_like(h), torch.empty_like(u), grad_h0, h.new_empty(h.shape[-1])
+    grad_a = torch.empty_like(channels_contiguous(h))
+    return grad_a, torch.empty_like(u), grad_h0, h.new_empty(h.shape[-1])
 
 
 def _flatten(x, like):
