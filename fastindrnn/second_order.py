@@ -26,8 +26,11 @@ def halves(*tensors: torch.Tensor | None) -> list[Any]:
     """The channels of the first direction of each tensor, and those of the second."""
 
     def split(x):
-        # Not chunk, whose sizes PyTorch 2.7 cannot follow where they are symbols.
-        return (None, None) if x is None else x.unflatten(-1, (2, x.shape[-1] // 2)).unbind(-2)
+        if x is None:
+            return None, None
+        # Not chunk, whose sizes PyTorch 2.7 cannot follow where they are symbols, nor unflatten,
+        # for which the vmap of torch.autograd has no rule.
+        return x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2).unbind(-2)
 
     return list(zip(*map(split, tensors), strict=True))
 
@@ -92,7 +95,7 @@ def _one_direction(
         None,
     )[0]
     v_before = walk.previous(v, v_0)
-    grad_u = (d * v_before).flatten(0, -2).sum(0)
+    grad_u = (d * v_before).sum(tuple(range(d.dim() - 1)))
     grad_s = v_u * d
     grad_state = walk.following(grad_s)
     if nonlinearity == "tanh":

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -49,6 +50,36 @@ def test_first_and_second_derivatives(case, mode):
         second = torch.autograd.grad(norm, wanted, materialize_grads=True)
         results.append((h, h_n, *first, *second))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+@pytest.mark.parametrize("clip", [{}, {"grad_clip": 0.5}, {"grad_clip_mode": "result"}])
+def test_second_derivatives_many_at_once(clip, nonlinearity, form):
+    """All rows of the Hessian in one backward, through the vmap of torch.autograd, which knows
+    fewer operators than torch.vmap; of the scan and of a layer in both directions."""
+    case = Case(2, 3, 2, torch.float64, nonlinearity, form=form, has_resets=True)
+    *arguments, options = leaves(case)
+    a, u, h0 = arguments
+    normal = partial(torch.randn, dtype=torch.float64)
+    clip = {"grad_clip": 0.5} | clip if clip else {}
+
+    def scan(a, u, h0):
+        return sum(y.sin().sum() for y in indrnn_scan(a, u, h0, **options, **clip))
+
+    def layer(x, weight, bias, u, h0):
+        y = indrnn(x, weight, bias, u, h0, bidirectional=True, **options, **clip)
+        return y[0].sin().sum() + y[1].sin().sum()
+
+    hessian = torch.autograd.functional.hessian
+    of_a_layer = a, normal(4, 2), normal(4), torch.cat([u, -u]), normal(2, 4)
+    for function, values in ((scan, (a, u, h0)), (layer, of_a_layer)):
+        values = tuple(x.detach() for x in values)
+        expected = hessian(function, values)
+        torch.testing.assert_close(hessian(function, values, vectorize=True), expected)
+    if not clip:
+        assert torch.autograd.gradcheck(scan, arguments, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(scan, arguments, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("mode", ["message", "result"])
