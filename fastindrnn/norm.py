@@ -140,7 +140,9 @@ class SequenceLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:  # type: ignore[override]
         """x: (B, T, features) or (total, features). Returns the same form."""
-        return sequences.without_padding(super().forward(x))
+        rows = x.transpose(0, 1) if sequences.time_first else x
+        rows = super().forward(rows)
+        return sequences.without_padding(rows.transpose(0, 1) if sequences.time_first else rows)
 
 
 SequenceNorm = SequenceBatchNorm | StepBatchNorm | SequenceLayerNorm

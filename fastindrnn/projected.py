@@ -16,6 +16,8 @@ be. A gradient needs all of its operator: with DistributedDataParallel, the exch
 gradients begins after its backward, not within it.
 """
 
+import math
+
 import torch
 
 from . import vmap
@@ -85,6 +87,7 @@ def _indrnn_autocast(operator, dtype, x, weight, bias, *rest):
 
 def _indrnn_setup(ctx, inputs, output):
     x, weight, _, u, h0, *sequences = inputs[:8]
+    x = x if ctx.needs_input_grad[1] else None  # for the weight's gradient alone
     nonlinearity, reverse, bidirectional, _, grad_clip = inputs[8:]
     ctx.options = nonlinearity, reverse, bidirectional, grad_clip
     ctx.set_materialize_grads(False)
@@ -120,7 +123,10 @@ def _stack(x, weights, biases, us, h0, *options):
         )
         ends.append(end)
         rows = out
-    return h, torch.stack(ends), between
+    # Into memory of its own: what torch.stack returns is a view to autograd, which then refuses to
+    # have it changed in place.
+    h_n = h.new_empty(len(ends), *ends[0].shape)
+    return h, torch.stack(ends, out=h_n), between
 
 
 def _stack_fake(x, weights, biases, us, h0, lengths, cu_seqlens, *options):
@@ -137,6 +143,7 @@ def _stack_autocast(operator, dtype, x, weights, biases, *rest):
 def _stack_setup(ctx, inputs, output):
     x, weights, biases, us, h0, *sequences = inputs[:8]
     nonlinearity, reverse, ctx.strategy, grad_clip = inputs[8:]
+    x = x if ctx.needs_input_grad[1] else None  # for the gradient of the first weight alone
     h, _, between = output
     ctx.options = nonlinearity, reverse, False, grad_clip
     ctx.layers, ctx.has_biases = len(us), bool(biases)
@@ -217,7 +224,8 @@ def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, lengths
 
 def _flatten(x, like):
     """(B, T, K) to (B*T, K) in the order of `like` in memory: a view where x has that order too."""
-    return (x.transpose(0, 1) if is_time_first(like) else x).reshape(-1, x.shape[-1])
+    x = x.transpose(0, 1) if is_time_first(like) else x
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # no -1, which 0 features leave open
 
 
 def _product(rows, weight):

@@ -62,9 +62,14 @@ class Sequences:
         return torch.arange(x.shape[1], device=x.device) < self.lengths[:, None]
 
     def without_padding(self, x: Tensor) -> Tensor:
-        """x with 0 in the padding, whatever stood there."""
+        """x with 0 in the padding, whatever stood there, in the order of the rows in memory."""
         valid = self.valid(x)
-        return x if valid is None else torch.where(valid[..., None], x, 0.0)
+        if valid is None:
+            return x
+        if self.time_first:
+            valid = valid.t().contiguous()[..., None]
+            return torch.where(valid, x.transpose(0, 1), 0.0).transpose(0, 1)
+        return torch.where(valid[..., None], x, 0.0)
 
     def steps(self, x: Tensor) -> Tensor:
         """The time step of each row of x, counted within its sequence: (T,), or (total,)."""
@@ -86,6 +91,12 @@ class Sequences:
         if self.time_first:
             return nn.functional.linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
         return nn.functional.linear(x, weight, bias)
+
+    def in_memory_order(self, x: Tensor) -> Tensor:
+        """x (B, T, features), or a copy of it that lies in memory as the rows do."""
+        if self.time_first:
+            return x.transpose(0, 1).contiguous().transpose(0, 1)
+        return x
 
     def shared_over_time(self, x: Tensor, dropout: float) -> Tensor:
         """x with a mask for each sequence, one for all of its steps (Gal and Ghahramani 2016)."""

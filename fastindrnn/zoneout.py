@@ -40,8 +40,8 @@ def zoneout_scan(
         h, h_n = _over_active_steps(a, u, state, active, **options)
     else:
         h, h_n = _expected(a, u, state, probability, valid, **options)
-    h = torch.where(valid[..., None], h, 0.0)
-    return (h.flip(1) if reverse else h), h_n
+    h = sequences.without_padding(h.flip(1) if reverse else h)
+    return sequences.in_memory_order(h), h_n
 
 
 def _over_active_steps(a, u, state, active, **options):
@@ -56,7 +56,7 @@ def _over_active_steps(a, u, state, active, **options):
     passed = active.cumsum(1)
     h = h.gather(1, (passed - 1).clamp(min=0))
     h = torch.where(passed > 0, h, state[:, None])
-    return h, h[:, -1]
+    return h, h[:, -1].clone()  # which does not keep the memory of all steps
 
 
 def _expected(a, u, state, probability, valid, *, nonlinearity, **clip):

@@ -146,6 +146,30 @@ def test_bidirectional_is_two_layers(case):
         assert torch.autograd.gradgradcheck(both, wanted)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize(("K", "N"), [(0, 4), (5, 0), (0, 0)])
+@pytest.mark.parametrize("form", ["padded", "time first", "packed", "both directions"])
+def test_no_features_or_no_neurons(form, K, N, backend):
+    """Outputs and gradients of such sizes as those of the reference, as nn.Linear gives them."""
+    x, options = torch.randn(3, 4, K), {}
+    if form == "time first":
+        x = torch.randn(4, 3, K).transpose(0, 1)
+    elif form == "packed":
+        x, options["cu_seqlens"] = torch.randn(12, K), torch.tensor([0, 4, 4, 12])
+    elif form == "both directions":
+        options["bidirectional"] = True
+    shapes = (N, K), (N,), (N,), (3, N)
+    arguments = [x.requires_grad_(), *(torch.rand(s, requires_grad=True) for s in shapes)]
+    results = []
+    for name in (backend, "reference"):
+        with fastindrnn.backend(name):
+            h, h_n = indrnn(*arguments, **options)
+            loss = h.sin().sum() + h_n.cos().sum()
+            grads = torch.autograd.grad(loss, arguments, materialize_grads=True)
+            results.append((h, h_n, *grads))
+    torch.testing.assert_close(*results)
+
+
 def test_bidirectional_in_the_reference():
     arguments = torch.randn(3, 7, 2), torch.randn(6, 2), torch.randn(6), torch.rand(6)
     for reverse in (False, True):

@@ -69,6 +69,20 @@ def test_saved_for_the_backward(call, kept, peak, needs_x):
     output.sum().backward()
 
 
+@pytest.mark.parametrize("needs_x", [False, True])
+@pytest.mark.parametrize("layers", [1, 6])
+def test_an_input_is_not_kept_for_a_frozen_weight(layers, needs_x):
+    """Which alone would read it in the backward."""
+    module = IndRNN(N, N, layers, batch_first=True)
+    module.weight_ih_l0.requires_grad_(False)
+    x = torch.randn(B, T, N, requires_grad=needs_x)
+    # Not x itself, which is alive as long as the test holds it: a copy that the call alone keeps.
+    size, output = saved(lambda: module(x * 1)[0])
+    assert layers * ROWS <= size <= layers * ROWS + SMALL
+    output.sum().backward()
+    assert module.weight_hh_l0.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("form", ["lengths", "packed", "time first"])
 def test_saved_in_other_forms(form):
     module = IndRNN(N, N, 6)
