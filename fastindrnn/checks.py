@@ -16,10 +16,11 @@ Strategy = Literal["auto", "fused", "split"]
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_bool(name: str, value: object) -> None:
-    """Raises a TypeError unless it is one."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, but is {type(value).__name__}")
+def check_bools(**values: object) -> None:
+    """Raises a TypeError unless each is one."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be a bool, but is {type(value).__name__}")
 
 
 def refuse_tangents(*tensors: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from .checks import (
     GradClipMode,
     Nonlinearity,
     Strategy,
-    check_bool,
+    check_bools,
     check_layer,
     check_lengths,
     check_options,
@@ -73,7 +73,7 @@ def indrnn_scan(
     check_rows("a", a, lengths, cu_seqlens, resets)
     check_recurrence(a, a.shape[-1], u, h0, cu_seqlens)
     check_options(nonlinearity, grad_clip, grad_clip_mode)
-    check_bool("reverse", reverse)
+    check_bools(reverse=reverse)
     refuse_tangents(a, u, h0)
     ops.check_backend(a.device)
     if ops.backend.current == "reference":
@@ -89,6 +89,7 @@ def indrnn_scan(
             grad_clip=grad_clip,
             grad_clip_mode=grad_clip_mode,
         )
+    ops.refuse_gradient_transforms(a, u, h0)
     if grad_clip is not None and grad_clip_mode == "result":
         a, u, h0 = _clip_results(grad_clip, a, u, h0)
         grad_clip = None
@@ -145,8 +146,7 @@ def indrnn(
     check_rows("x", x, lengths, cu_seqlens, resets)
     check_options(nonlinearity, grad_clip, grad_clip_mode, strategy)
     check_layer(x, weight, bias, u, h0, cu_seqlens)
-    check_bool("reverse", reverse)
-    check_bool("bidirectional", bidirectional)
+    check_bools(reverse=reverse, bidirectional=bidirectional)
     if bidirectional and weight.shape[0] % 2:
         raise ValueError(
             f"bidirectional needs as many channels in each direction, but weight is "
@@ -178,6 +178,8 @@ def run_layer(
     ops.check_backend(x.device)
     *walk, grad_clip, grad_clip_mode = options
     clips_results = grad_clip is not None and grad_clip_mode == "result"
+    if ops.backend.current != "reference":
+        ops.refuse_gradient_transforms(x, weight, bias, u, h0)
     # Without gradients there is nothing to clip, and the operator does.
     if ops.backend.current == "reference" or (clips_results and torch.is_grad_enabled()):
         return _project_and_scan(x, weight, bias, u, h0, lengths, cu_seqlens, *options)
@@ -233,6 +235,7 @@ def run_stack(
         rows = x[..., :1].expand(*x.shape[:-1], len(u))  # of the form of h
     refuse_tangents(x, *weights, *biases, *us, h0)
     ops.check_backend(x.device)
+    ops.refuse_gradient_transforms(x, *weights, *biases, *us, h0)
     sequences = _int64(lengths), _int64(cu_seqlens)
     operator = torch.ops.fastindrnn.stack.default
     h, h_n, _ = operator(x, weights, biases, us, h0, *sequences, *options)

@@ -5,9 +5,11 @@ autograd and autocast.
     fastindrnn::scan_backward  its gradient, differentiable in turn (and so to any order)
     fastindrnn::clip_gradient  the identity, whose gradient is clipped
 
-and, in `projected`, those with a projection. Arguments are trusted here; `fastindrnn.functional`
-checks them. Letters as in the design notes: a, h (B, T, N) or (total, N), x (B, T, K) or (total,
-K), u (N,), h0 and h_n (B, N).
+and, in `projected`, those with a projection. A program that torch.export or AOTInductor saved names
+them: `import fastindrnn` before it is loaded, or PyTorch does not find them.
+
+Arguments are trusted here; `fastindrnn.functional` checks them. Letters as in the design notes:
+a, h (B, T, N) or (total, N), x (B, T, K) or (total, K), u (N,), h0 and h_n (B, N).
 """
 
 import importlib.util
@@ -77,6 +79,28 @@ def check_backend(device: torch.device) -> None:
         raise ValueError(
             f"no kernels for device {device}; fastindrnn.backend('reference') runs anywhere"
         )
+
+
+def refuse_gradient_transforms(*tensors: torch.Tensor | None) -> None:
+    """Raises a NotImplementedError where torch.func.grad or its like is to differentiate by one of
+    the tensors, which PyTorch cannot do with operators written in Python, in words of its own."""
+    if torch.compiler.is_compiling() or not _has_transforms() or not torch.is_grad_enabled():
+        return
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    has_gradient = any(level.key() == torch._C._functorch.TransformType.Grad for level in levels)
+    if has_gradient and any(x is not None and _is_differentiated(x) for x in tensors):
+        raise NotImplementedError(
+            "IndRNN's kernels cannot be differentiated by torch.func (grad, vjp, jacrev): take "
+            "torch.autograd.grad, for many models at once around torch.vmap, or the backend "
+            "'reference' (with fastindrnn.backend('reference'): ...)"
+        )
+
+
+def _is_differentiated(x: torch.Tensor) -> bool:
+    """At any of the levels of transforms around x."""
+    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def kernels_of(tensor):
@@ -152,14 +176,15 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
 # Private to PyTorch: where it has them no more, everything is watched.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _has_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_is_profiled = getattr(torch._C._autograd, "_profiler_enabled", lambda: True)
 
 
 def is_watched(x, *others):
-    """By a compiler or tracer, autograd, autocast, a mode, vmap and its like, or a subclass of
-    Tensor; on other devices there is no kernel to run."""
+    """By a compiler or tracer, autograd, autocast, a profiler, a mode, vmap and its like, or a
+    subclass of Tensor; on other devices there is no kernel to run."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not (x.is_cpu or x.is_cuda):
         return True
-    if torch.jit.is_tracing() or _modes() or _has_transforms():
+    if torch.jit.is_tracing() or _modes() or _has_transforms() or _is_profiled():
         return True
     for y in (x, *others):
         if type(y) not in _PLAIN or (y is not None and y.is_neg()):

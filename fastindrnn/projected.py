@@ -20,7 +20,7 @@ import math
 
 import torch
 
-from . import vmap
+from . import flops, vmap
 from .ops import (
     SEQUENCES,
     batch,
@@ -267,4 +267,5 @@ register_autograd("indrnn", _indrnn_setup, _indrnn_gradient)
 register_autograd("stack", _stack_setup, _stack_gradient)
 register_autocast("indrnn", _indrnn_autocast)
 register_autocast("stack", _stack_autocast)
+flops.register_when_counted()
 indrnn = past_the_dispatcher(torch.ops.fastindrnn.indrnn.default, _indrnn)

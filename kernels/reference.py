@@ -23,10 +23,15 @@ ACTIVATIONS = {
 class _ClipGradient(torch.autograd.Function):
     """The identity, whose gradient is clipped to [-limit, limit] elementwise."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, limit):
-        ctx.limit = limit
+    def forward(x, limit):
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.limit = inputs[1]
 
     @staticmethod
     def backward(ctx, grad):
