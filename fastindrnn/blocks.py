@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import GradClipMode, Nonlinearity, check_options
+from .checks import GradClipMode, Nonlinearity, check_bools, check_options
 from .norm import Norm, NormPosition, check_norm
 from .sequences import Sequences
 from .units import (
@@ -83,6 +83,7 @@ class ResidualIndRNN(Stack):
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_blocks=num_blocks)
+        check_bools(bias=bias, batch_first=batch_first)
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)
@@ -202,6 +203,7 @@ class DenseIndRNN(Stack):
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, growth=growth)
+        check_bools(bias=bias, batch_first=batch_first)
         if not isinstance(blocks, Sequence) or not blocks:
             raise ValueError(f"blocks must be a sequence of layers per block, but is {blocks!r}")
         check_sizes(**{f"blocks[{i}]": layers for i, layers in enumerate(blocks)})

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .checks import GradClipMode, Nonlinearity, check_options
+from .checks import GradClipMode, Nonlinearity, check_bools, check_options
 from .functional import indrnn, run_step, takes_step
 from .units import RecurrentInit, check_recurrent_max, check_sizes, reset_unit
 
@@ -47,6 +47,7 @@ class IndRNNCell(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_bools(bias=bias)
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_recurrent_max(recurrent_max)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias

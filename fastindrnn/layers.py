@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import GradClipMode, Nonlinearity, check_options
+from .checks import GradClipMode, Nonlinearity, check_bools, check_options
 from .functional import run_layer, run_stack, run_step, takes_step
 from .norm import Norm, NormPosition, SequenceNorm, check_norm, make_norm
 from .ops import backend
@@ -107,6 +107,7 @@ class IndRNN(Stack):
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_bools(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)

@@ -291,6 +291,9 @@ def test_training_reduces_the_loss():
         ((5, 7, 0), {}, ValueError, "num_layers must be positive, but is 0"),
         ((5.0, 7), {}, TypeError, "input_size must be an int, but is float"),
         ((5, 7, True), {}, TypeError, "num_layers must be an int, but is bool"),
+        ((5, 7), {"bias": 1}, TypeError, "bias must be a bool, but is int"),
+        ((5, 7), {"batch_first": "yes"}, TypeError, "batch_first must be a bool, but is str"),
+        ((5, 7), {"bidirectional": 2}, TypeError, "bidirectional must be a bool, but is int"),
         ((5, 7), {"nonlinearity": "gelu"}, ValueError, "nonlinearity must be one of.*'gelu'"),
         ((5, 7), {"dropout": 1.5}, ValueError, "dropout must be .* but is 1.5"),
         ((5, 7), {"recurrent_max": float("nan")}, ValueError, "recurrent_max must be.*nan"),
@@ -321,6 +324,11 @@ def test_wrong_constructor_arguments(arguments, options, error, words):
 def test_wrong_inputs(shape, options, words):
     with pytest.raises(ValueError, match=words):
         IndRNN(5, 7, 2)(torch.randn(shape), **options)
+
+
+def test_bias_of_the_cell_is_a_bool():
+    with pytest.raises(TypeError, match="bias must be a bool, but is Tensor"):
+        IndRNNCell(5, 7, torch.zeros(7))
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,10 @@ WRONG = [
     (DenseIndRNN, (4, 2), {"grad_clip": 0}, ValueError, "grad_clip must be positive"),
     (IndRNN, (4, 5), {"norm": "batch_per_step", "norm_steps": 0}, ValueError, "must be positive"),
     (IndRNN, (4, 5), {"zoneout": 1.5}, ValueError, r"zoneout must be a probability.*1\.5"),
+    (ResidualIndRNN, (4, 5), {"bias": None}, TypeError, "bias must be a bool, but is NoneType"),
+    (ResidualIndRNN, (4, 5), {"batch_first": 1}, TypeError, "batch_first must be a bool.*int"),
+    (DenseIndRNN, (4, 2), {"bias": "no"}, TypeError, "bias must be a bool, but is str"),
+    (DenseIndRNN, (4, 2), {"batch_first": "yes"}, TypeError, "batch_first must be a bool.*str"),
     (Bidirectional, (lambda: nn.Linear(2, 3),), {}, TypeError, "factory must make.*Linear"),
 ]
 
