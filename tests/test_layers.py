@@ -112,6 +112,22 @@ def test_lengths_and_resets(batch_first):
     assert all(parameter.grad.isfinite().all() for parameter in rnn.parameters())
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("options", [{}, {"norm": "layer"}])
+def test_a_reset_starts_a_new_sequence(options, bidirectional):
+    """In both directions: each part is as if it were alone, in its gradients too."""
+    rnn = IndRNN(5, 7, 2, bidirectional=bidirectional, **options).double()
+    x, starts = torch.randn(11, 5, dtype=torch.float64), [0, 3, 4, 9, 11]
+    resets = torch.zeros(11, dtype=torch.bool)
+    resets[starts[1:-1]] = True
+    pieces = [rnn(x[a:b])[0] for a, b in itertools.pairwise(starts)]
+    results = []
+    for output in (rnn(x, resets=resets)[0], torch.cat(pieces)):
+        grads = torch.autograd.grad(output.sin().sum(), list(rnn.parameters()))
+        results.append((output, *grads))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 5), (4, 0, 5), (0, 0, 5)])
 def test_empty_inputs(shape):
     rnn = IndRNN(5, 7, 2, bidirectional=True)
@@ -156,6 +172,25 @@ def test_cell_equals_the_layer():
     torch.testing.assert_close(cell(x[0, 0], h[0]), cell(x[0], h)[0])
 
 
+@pytest.mark.parametrize("mode", ["message", "result"])
+def test_cell_clips_as_the_layer(mode):
+    """Gradients of the input, the state and all parameters, where the clip acts."""
+    clip = {"grad_clip": 0.5, "grad_clip_mode": mode}
+    layer, cell = IndRNN(5, 7, **clip).double(), IndRNNCell(5, 7, **clip).double()
+    cell.load_state_dict(layer.state_dict())
+    x, h = (torch.randn(3, n, dtype=torch.float64, requires_grad=True) for n in (5, 7))
+    weights, results = torch.randn(3, 7, dtype=torch.float64) * 2, []
+    for module, output in ((cell, cell(x, h)), (layer, layer(x[None], h[None])[0][0])):
+        wanted = [x, h, *module.parameters()]
+        results.append((output, *torch.autograd.grad((output * weights).sum(), wanted)))
+    torch.testing.assert_close(*results)
+    free = IndRNNCell(5, 7).double()
+    free.load_state_dict(cell.state_dict())
+    for part in (x, h):
+        (grad,) = torch.autograd.grad((free(x, h) * weights).sum(), part)
+        assert not torch.allclose(grad, results[0][1 if part is x else 2]), "the clip does not act"
+
+
 def test_initial_values():
     rnn = IndRNN(50, 200, 2, recurrent_max=0.7)
     for layer, size in ((0, 50), (1, 200)):
@@ -198,6 +233,19 @@ def test_constraint():
     assert us[0].max().item() == pytest.approx(bound)
 
 
+def test_constraint_of_every_value():
+    """To the nearest bound: a negative u stays negative, one within the bounds stays as it is."""
+    values = torch.tensor([-3.0, -0.75, -0.5, -0.1, -0.0, 0.2, 0.5, 0.6, 3.0])
+    for module in (IndRNN(5, 9, 2, recurrent_max=0.5), IndRNNCell(5, 9, recurrent_max=0.5)):
+        us = [p for name, p in module.named_parameters() if "weight_hh" in name]
+        with torch.no_grad():
+            for u in us:
+                u.copy_(values)
+        fastindrnn.constrain_(module)
+        expected = torch.tensor([-0.5, -0.5, -0.5, -0.1, -0.0, 0.2, 0.5, 0.5, 0.5])
+        assert all(torch.equal(u, expected) for u in us)
+
+
 def test_copies():
     rnn = IndRNN(5, 7, 2, bidirectional=True, recurrent_init=fastindrnn.init.identity_)
     x = torch.randn(4, 3, 5)
@@ -237,6 +285,47 @@ def test_a_step_in_inference_equals_the_pass(options, dtype):
                 cell = IndRNNCell(5, 7).to(dtype)
                 cell.load_state_dict(rnn.state_dict())
                 torch.testing.assert_close(cell(x, None if state is None else hx[0]), expected[0])
+
+
+@torch.no_grad()
+def test_dropout_of_one_step_without_gradients():
+    """A module in training drops, also where plain operations could take the step."""
+    rnn, x = IndRNN(3, 50, 2, dropout=0.5), torch.randn(1, 4, 3)
+    results = []
+    for mode in (torch.no_grad, torch.enable_grad):
+        torch.manual_seed(0)
+        with mode():
+            output, h_n = rnn(x)
+            y, _ = rnn.step(x[0])
+        results.append((output.detach(), h_n.detach(), y.detach()))
+    torch.testing.assert_close(*results)
+    assert not torch.allclose(results[0][0], rnn.eval()(x)[0])
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@torch.no_grad()
+def test_a_step_runs_on_the_chosen_backend(backend, monkeypatch):
+    from fastindrnn.kernels import cpu, launch, reference
+
+    room, name = {
+        "reference": (reference, "scan"),
+        "cpu": (cpu, "indrnn_forward"),
+        "triton": (launch, "indrnn_forward"),
+    }[backend]
+    run, calls = getattr(room, name), []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(room, name, counted)
+    x, layer, cell = torch.randn(3, 5), IndRNN(5, 7), IndRNNCell(5, 7)
+    expected = layer(x[None]), layer.step(x), cell(x)
+    assert not calls, "PyTorch's own operations take a step where no backend was chosen"
+    with fastindrnn.backend(backend):
+        actual = layer(x[None]), layer.step(x), cell(x)
+    assert len(calls) == 3
+    torch.testing.assert_close(actual, expected)
 
 
 @torch.no_grad()

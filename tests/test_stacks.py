@@ -197,6 +197,50 @@ def test_against_loops(kind, directions, form, norm, dropout, bias, training, dt
     assert actual.dtype == h_n.dtype == dtype
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: IndRNN(4, 5, 2, bidirectional=True),
+        lambda: IndRNN(4, 5, 2, bidirectional=True, norm="layer"),
+        lambda: ResidualIndRNN(4, 5, 1, norm="layer"),
+    ],
+    ids=["layers", "layers with a norm", "residual"],
+)
+def test_a_stack_backwards_is_the_stack_on_the_reversed_input(make, nested):
+    """Whatever directions it has within it: outputs, states and gradients."""
+    module = Bidirectional((lambda: Bidirectional(make)) if nested else make).double()
+    x = torch.randn(7, 3, 4, dtype=torch.float64)
+    forwards, backwards = module.forwards(x), module.backwards(x.flip(0))
+    output = torch.cat([forwards[0], backwards[0].flip(0)], -1)
+    results = []
+    for y, h_n in (module(x), (output, torch.cat([forwards[1], backwards[1]]))):
+        loss = y.sin().sum() + h_n.cos().sum()
+        grads = torch.autograd.grad(loss, list(module.parameters()))
+        results.append((y, h_n, *grads))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("form", ["lengths", "packed"])
+def test_statistics_of_steps_that_no_sequence_has(form):
+    """They stay as they were; those of the others move towards what the step showed."""
+    module = IndRNN(4, 5, norm="batch_per_step", norm_steps=9)
+    norm, pieces = module.norm_l0, [torch.randn(n, 4) for n in (5, 3)]
+    with torch.no_grad():
+        norm.running_mean.fill_(7.0)
+        norm.running_var.fill_(7.0)
+    if form == "packed":
+        module(pack_sequence(pieces))
+    else:
+        padded = torch.zeros(9, 2, 4)
+        for b, piece in enumerate(pieces):
+            padded[: len(piece), b] = piece
+        module(padded, lengths=torch.tensor([5, 3]))
+    for running in (norm.running_mean, norm.running_var):
+        assert (running[5:] == 7).all()
+        assert (running[:5] != 7).all()
+
+
 def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 

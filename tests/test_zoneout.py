@@ -72,6 +72,25 @@ def test_in_every_stack(make):
     torch.testing.assert_close(module(x, lengths=lengths), module(x, lengths=lengths))
 
 
+def test_states_that_grow():
+    """Behind the steps that are not kept runs the rest of the tensor: where |u| > 1 its states
+    would overflow, and 0 * inf in the backward is not 0."""
+    B, T, N = 2, 600, 3
+    a = torch.randn(B, T, N).abs().requires_grad_()
+    u, h0 = torch.full((N,), 1.5, requires_grad=True), torch.ones(B, N, requires_grad=True)
+    torch.manual_seed(1)
+    options = {"reverse": False, "nonlinearity": "relu"}
+    actual = zoneout_scan(a, u, h0, 0.95, True, Sequences(B), **options)
+    torch.manual_seed(1)
+    kept = torch.rand(a.shape) < 0.95
+    valid = torch.ones(B, T, dtype=torch.bool)
+    expected = definition(a, u, h0, kept, 0.95, valid, False)
+    torch.testing.assert_close(actual, expected)
+    assert actual[0].isfinite().all()
+    grads = [torch.autograd.grad(h_n.log().sum(), (a, u, h0)) for _, h_n in (actual, expected)]
+    torch.testing.assert_close(*grads)
+
+
 def test_steps_equal_the_full_pass():
     module = ResidualIndRNN(5, 6, 1, zoneout=0.3).eval()
     x, state, rows = torch.randn(9, 3, 5), None, []
