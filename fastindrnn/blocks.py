@@ -158,12 +158,17 @@ class DenseIndRNN(Stack):
         input_size: features I of the input.
         growth: k, the features that each dense layer adds.
         blocks: number of dense layers in each block.
+        first_features: features of the first layer, 6k if None; with 0 there is no such layer and
+            the first block reads the input.
+        last_features: features of the last transition, half of those that it reads if None; with 0
+            there is no such transition.
         nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
         zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
         recurrent_init: as in `IndRNN`; a sequence has one for each recurrence, of which there are
-            1 + sum(2 * layers + 1 for layers in blocks).
+            1 + sum(2 * layers + 1 for layers in blocks), one less without the first layer and one
+            less without the last transition.
 
     `output_size` is the number of output features. h_n is (B, units): the states of all
     recurrences side by side, in the order of the signal.
@@ -190,6 +195,8 @@ class DenseIndRNN(Stack):
         batch_first: bool = False,
         dropout: float = 0.0,
         *,
+        first_features: int | None = None,
+        last_features: int | None = None,
         zoneout: float = 0.0,
         norm: Norm | None = "batch",
         norm_position: NormPosition = "after",
@@ -207,13 +214,16 @@ class DenseIndRNN(Stack):
         if not isinstance(blocks, Sequence) or not blocks:
             raise ValueError(f"blocks must be a sequence of layers per block, but is {blocks!r}")
         check_sizes(**{f"blocks[{i}]": layers for i, layers in enumerate(blocks)})
+        sizes = {"first_features": first_features, "last_features": last_features}
+        # Both are None or a size, or 0: check_sizes takes sizes from 1 on.
+        check_sizes(**{name: size for name, size in sizes.items() if size not in (None, 0)})
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
         self.input_size, self.growth = input_size, growth
         self.batch_first, self.zoneout = batch_first, zoneout
-        count = 1 + sum(2 * layers + 1 for layers in blocks)
+        count = 1 + sum(2 * layers + 1 for layers in blocks) - list(sizes.values()).count(0)
         inits = iter(spread_init(recurrent_init, count))
 
         def unit(inputs: int, outputs: int) -> Unit:
@@ -235,18 +245,22 @@ class DenseIndRNN(Stack):
                 dtype=dtype,
             )
 
-        features = 6 * growth
-        self.first = unit(input_size, features)
+        features = 6 * growth if first_features is None else first_features or input_size
+        self.first = unit(input_size, features) if first_features != 0 else None
         self.blocks = nn.ModuleList()
-        for layers in blocks:
+        for i, layers in enumerate(blocks):
             dense = nn.ModuleList()
             for _ in range(layers):
                 pair = {"bottleneck": unit(features, 4 * growth), "layer": unit(4 * growth, growth)}
                 dense.append(nn.ModuleDict(pair))
                 features += growth
-            transition = unit(features, features // 2)
-            self.blocks.append(nn.ModuleDict({"dense": dense, "transition": transition}))
-            features //= 2
+            parts: dict[str, nn.Module] = {"dense": dense}
+            half = features // 2
+            size = half if i < len(blocks) - 1 or last_features is None else last_features
+            if size:
+                parts["transition"] = unit(features, size)
+                features = size
+            self.blocks.append(nn.ModuleDict(parts))
         self.output_size = features
 
     def _units(self) -> list[Unit]:
@@ -272,13 +286,15 @@ class DenseIndRNN(Stack):
             ends.append(h_n)
             return x
 
-        x = act(self.first, x)
+        if self.first is not None:
+            x = act(self.first, x)
         block: Any
         for block in self.blocks:
             for pair in block["dense"]:
                 y = act(pair["layer"], act(pair["bottleneck"], x))
                 x = sequences.concatenate([x, y])
-            x = act(block["transition"], x)
+            if "transition" in block:
+                x = act(block["transition"], x)
         return x, torch.cat(ends, -1)
 
 

@@ -23,7 +23,8 @@ def fold_norms(module: Module) -> Module:
     A norm after a recurrence goes into the weight that reads it, in a `DenseIndRNN` into all of
     them, feature by feature; a norm before one goes into its own weight. What was built with
     bias=False may get a bias. These norms stay: the one behind a stack's last recurrence, because
-    the next weight is not the stack's own (see `fold_norms_into`); in a `ResidualIndRNN` with norms
+    the next weight is not the stack's own (see `fold_norms_into`); in a `DenseIndRNN` without its
+    last transition all whose features reach the output; in a `ResidualIndRNN` with norms
     before, those of recurrences without a weight of their own; "batch_per_step" and "layer", which
     are not the same scale and shift for each row.
 
@@ -130,17 +131,35 @@ def _fold_residual(rnn: ResidualIndRNN) -> None:
 
 
 def _fold_dense(rnn: DenseIndRNN) -> None:
-    _fold_unit(rnn.first, None)
-    affine = _take_after(rnn.first)
+    source = rnn.first
+    if source is not None:
+        _fold_unit(source, None)
     block: Any
     for block in rnn.blocks:
+        # Without a transition the block's features, with their norms, are the stack's output.
+        is_inner = "transition" in block
+        affine = None
+        if is_inner:
+            affine = _identity(rnn) if source is None else _take_after(source)
         for pair in block["dense"]:
             _fold_unit(pair["bottleneck"], affine)
             _fold_unit(pair["layer"], _take_after(pair["bottleneck"]))
-            affine = _concatenate([affine, _take_after(pair["layer"])])
-        _fold_unit(block["transition"], affine)
-        if block is not rnn.blocks[-1]:
-            affine = _take_after(block["transition"])
+            if is_inner:
+                affine = _concatenate([affine, _take_after(pair["layer"])])
+        if is_inner:
+            source = block["transition"]
+            _fold_unit(source, affine)
+
+
+def _identity(rnn: DenseIndRNN) -> Affine:
+    """The scale and shift of an input that has no norm, beside features that have one behind them;
+    None if these have none either."""
+    block: Any = rnn.blocks[0]
+    unit = block["dense"][0]["layer"]
+    if unit.norm_position == "before" or not isinstance(unit.norm, SequenceBatchNorm):
+        return None
+    ones = unit.weight_hh.new_ones(rnn.input_size, dtype=torch.float64)
+    return ones, torch.zeros_like(ones)
 
 
 def _fold_unit(unit: Unit, affine: Affine) -> None:
@@ -169,7 +188,7 @@ def _take_output(stack: Stack) -> Affine:
         return _take_after(stack.last)
     if isinstance(stack, DenseIndRNN):
         last: Any = stack.blocks[-1]
-        return _take_after(last["transition"])
+        return _take_after(last["transition"]) if "transition" in last else None
     return None
 
 

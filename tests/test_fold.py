@@ -17,6 +17,8 @@ STACKS = {
     "zoneout": lambda **options: IndRNN(5, 7, 3, zoneout=0.25, **options),
     "residual": lambda **options: ResidualIndRNN(5, 7, 2, **options),
     "dense": lambda **options: DenseIndRNN(5, 3, (2, 1), **options),
+    "dense, input first": lambda **options: DenseIndRNN(5, 3, (2, 1), first_features=0, **options),
+    "dense, block last": lambda **options: DenseIndRNN(5, 3, (2, 1), last_features=0, **options),
     "bidirectional": lambda **options: Bidirectional(lambda: DenseIndRNN(5, 3, (2,), **options)),
 }
 # Batch norms that stay: with the norm after, and before.
@@ -27,6 +29,8 @@ STAY = {
     "zoneout": (1, 0),
     "residual": (1, 3),
     "dense": (1, 0),
+    "dense, input first": (1, 0),
+    "dense, block last": (2, 0),  # behind both parts of the output: transition and dense layer
     "bidirectional": (2, 0),
 }
 
@@ -83,7 +87,8 @@ def test_into_the_head(kind, position, bias):
     y, h_n = stack(x)
     head = nn.Linear(y.shape[-1], 4, bias=bias, dtype=torch.float64)
     folded, reader = fold_norms_into(stack, head)
-    assert len(norms(folded)) == (0 if position == "after" else STAY[kind][1])
+    stays = kind == "dense, block last" or position == "before"
+    assert len(norms(folded)) == (STAY[kind][position == "before"] if stays else 0)
     y_folded, h_n_folded = folded(x)
     assert_equal_to_rounding((reader(y_folded), h_n_folded), (head(y), h_n))
 

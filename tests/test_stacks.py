@@ -103,13 +103,15 @@ class Naive:
                 stream = [x + y for x, y in zip(stream, inner, strict=True)]
             return self.of(module.last, stream, reverse)
         if isinstance(module, DenseIndRNN):
-            pieces = self.of(module.first, pieces, reverse)
+            if module.first is not None:
+                pieces = self.of(module.first, pieces, reverse)
             for block in module.blocks:
                 for pair in block["dense"]:
                     new = self.of(pair["bottleneck"], pieces, reverse)
                     new = self.of(pair["layer"], new, reverse)
                     pieces = [torch.cat(x, -1) for x in zip(pieces, new, strict=True)]
-                pieces = self.of(block["transition"], pieces, reverse)
+                if "transition" in block:
+                    pieces = self.of(block["transition"], pieces, reverse)
             return pieces
         forwards = self.run(module.forwards, pieces, reverse)
         backwards = self.run(module.backwards, pieces, not reverse)
@@ -132,6 +134,8 @@ def make(kind, directions, norm, dropout, bias):
     def factory():
         if kind == "residual":
             return ResidualIndRNN(4, 5, 1, **options)
+        if kind == "dense, other ends":
+            options.update(first_features=0, last_features=0)
         return DenseIndRNN(4, 2, (2, 1), **options)
 
     return factory() if directions == 1 else Bidirectional(factory)
@@ -139,7 +143,7 @@ def make(kind, directions, norm, dropout, bias):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    kind=st.sampled_from(["layers", "residual", "dense"]),
+    kind=st.sampled_from(["layers", "residual", "dense", "dense, other ends"]),
     directions=st.sampled_from([1, 2]),
     form=st.sampled_from(["padded", "lengths", "packed"]),
     norm=st.sampled_from(
@@ -277,6 +281,25 @@ def test_initial_values_by_recurrence():
     dense = DenseIndRNN(3, 8, (2, 1), recurrent_init=[short] * (count - 1) + [long])
     assert dense.blocks[-1]["transition"].weight_hh.min() >= 1 / bound
     assert dense.first.weight_hh.min() < 0.5
+    bare = DenseIndRNN(3, 8, (2, 1), first_features=0, last_features=0, recurrent_init=[short] * 7)
+    assert bare.state_shape() == (3 * 4 * 8 + 3 * 8 + (3 + 2 * 8) // 2,)
+
+
+def test_sizes_of_the_ends_of_a_dense_stack():
+    x = torch.randn(2, 1, 3)
+    # The first block reads 3 or 5 features and adds 2 * 4; half of them go on, and 4 are added.
+    ends = {
+        (0, 0): 9,
+        (5, 0): 10,
+        (0, 7): 7,
+        (5, None): 5,
+        (None, None): (((24 + 8) // 2) + 4) // 2,
+    }
+    for (first, last), size in ends.items():
+        dense = DenseIndRNN(3, 4, (2, 1), first_features=first, last_features=last)
+        assert dense.output_size == dense(x)[0].shape[-1] == size
+        assert (dense.first is None) == (first == 0)
+        assert ("transition" in dense.blocks[-1]) == (last != 0)
 
 
 WRONG = [
@@ -294,6 +317,8 @@ WRONG = [
     (DenseIndRNN, (4, 2, 8), {}, ValueError, "blocks must be a sequence.*8"),
     (DenseIndRNN, (4, 2, (2, 0)), {}, ValueError, r"blocks\[1\] must be positive, but is 0"),
     (DenseIndRNN, (4, 2), {"norm": "batch_per_step"}, ValueError, "norm_steps must be.*None"),
+    (DenseIndRNN, (4, 2), {"first_features": -1}, ValueError, "first_features must be pos.*-1"),
+    (DenseIndRNN, (4, 2), {"last_features": 1.0}, TypeError, "last_features must be an int"),
     (DenseIndRNN, (4, 2), {"grad_clip": 0}, ValueError, "grad_clip must be positive"),
     (IndRNN, (4, 5), {"norm": "batch_per_step", "norm_steps": 0}, ValueError, "must be positive"),
     (IndRNN, (4, 5), {"zoneout": 1.5}, ValueError, r"zoneout must be a probability.*1\.5"),
