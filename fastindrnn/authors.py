@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .blocks import DenseIndRNN, ResidualIndRNN
 from .cell import IndRNNCell
 from .layers import IndRNN
-from .norm import SequenceLayerNorm, StepBatchNorm
+from .norm import SequenceLayerNorm, SequenceNorm, StepBatchNorm
 from .units import Unit
 
 # Names with values that torch.as_tensor takes: tensors, or NumPy arrays as TensorFlow gives them.
@@ -18,6 +18,8 @@ State = Mapping[str, Any]
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HEADS = ("classifier.", "lastfc.")
+# What stands around the stack in their language models.
+_AROUND = ("encoder.", "decoder.", "last_fc.", "last_indrnn.", "extra_bn.")
 
 
 def load_authors(
@@ -28,47 +30,75 @@ def load_authors(
     Their plain network fits an `IndRNN` (`DIs.0.fc.weight`, `RNNs.0.indrnn1.weight_hh`,
     `RNNs.0.norm1.bn.weight`, or as in their first version `DIs.0.weight`, `RNNs.0.weight_hh`,
     `BNs.0.bn.weight`), their pre-activation residual network a `ResidualIndRNN`, their dense
-    network with its last transition a `DenseIndRNN`. The names do not tell where a norm stands:
-    `norm_position` must be "after" for their bn_after and "before" for bn_before.
+    network a `DenseIndRNN`, with `last_features=0` if it has no last transition. The names do not
+    tell where a norm stands: `norm_position` must be "after" for their bn_after and "before" for
+    bn_before.
+
+    The stacks of their language models (folder PTB) have norm "batch_per_step", with as many
+    `norm_steps` as `running_mean` has rows, which is 4 * seq_len + 1; the dense one has
+    `first_features=0` and `last_features` of the embedding's size. Behind the plain and the
+    residual stack stands one more layer, which fits a second module, of one layer: load it from
+    what the first call returns.
 
     Args:
-        module: of their sizes, nonlinearity "relu", norm "batch" or None, one direction, no
-            zoneout.
-        state: from either of their recurrences, the CUDA one or the loop (`cells.0`, `h0`).
+        module: of their sizes, nonlinearity "relu", norm "batch", "batch_per_step" or None, norms
+            with eps 1e-5 as theirs, one direction, no zoneout.
+        state: from any of their recurrences: the CUDA one, the loop (`indrnn_cell`), the loop of
+            before 2019 (`cells.0`, `h0`).
 
     Returns:
-        The head's weight and bias, which `nn.Linear.load_state_dict` takes; empty if there is none.
+        What is not the stack's. Of a classifier: the head's weight and bias, which
+        `nn.Linear.load_state_dict` takes; empty if there is none. Of a language model:
+        `encoder.weight`, `decoder.weight` and `decoder.bias`; `last_fc...` and `last_indrnn...`,
+        the layer for the second call; `extra_bn...`, with bn_before, the parts of the
+        `fastindrnn.norm.StepBatchNorm` in front of the decoder.
 
     Raises:
         TypeError, ValueError: the module does not fit; a name is missing, unknown, or its shape
             wrong.
 
     Source: github.com/Sunnydreamrain/IndRNN_pytorch.
+
+    Example:
+        >>> stack = IndRNN(300, 600, 12, norm="batch_per_step", norm_steps=201)
+        >>> last = IndRNN(600, 300, norm="batch_per_step", norm_steps=201)
+        >>> rest = load_authors(last, load_authors(stack, torch.load(path)))  # doctest: +SKIP
     """
     names = _authors_names(module)
     given = {_modern(key): value for key, value in state.items() if not _is_h0(key)}
-    heads = [key for key in given if key.startswith(_HEADS)]
-    head = {key.split(".", 1)[1]: torch.as_tensor(given.pop(key)) for key in heads}
-    ours = module.state_dict()
-    needed = {names[key]: value for key, value in ours.items()}
-    # Networks saved before PyTorch 0.4.1 have no such counter.
-    counters = [key for key in needed if key.endswith(".num_batches_tracked")]
-    for key in counters:
-        if key not in given:
-            del needed[key]
+    if isinstance(module, IndRNN) and not any(key.startswith("DIs.") for key in given):
+        given = {_as_layer(key): value for key, value in given.items()}
+    around = _HEADS + (_AROUND if _is_language_model(module) else ())
+    rest = {key: given.pop(key) for key in list(given) if key.startswith(around)}
+    needed = {names[key]: value for key, value in module.state_dict().items()}
+    # Networks saved before PyTorch 0.4.1 have no such counter, and our norm per step has none.
+    for key in given.keys() ^ needed.keys():
+        if key.endswith(".num_batches_tracked"):
+            given.pop(key, None)
+            needed.pop(key, None)
     copy_into(
         check_state(given, {key: tuple(value.shape) for key, value in needed.items()}), needed
     )
-    return head
+    return {
+        key.split(".", 1)[1] if key.startswith(_HEADS) else key: torch.as_tensor(value)
+        for key, value in rest.items()
+    }
 
 
 def to_authors(module: IndRNN | IndRNNCell | ResidualIndRNN | DenseIndRNN) -> dict[str, Tensor]:
-    """The state dict, without a head, that the authors' network of the same form would have.
+    """The state dict, of the stack alone, that the authors' network of the same form would have.
+
+    The counters of batches of norms per step, which the module does not have, are 0.
 
     Raises, source: as `load_authors`, whose inverse it is.
     """
     names = _authors_names(module)
-    return {names[key]: value.detach().clone() for key, value in module.state_dict().items()}
+    state = {names[key]: value.detach().clone() for key, value in module.state_dict().items()}
+    if _is_language_model(module):
+        norms = [key for key in state if key.endswith(".running_mean")]
+        for key in norms:
+            state[key.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
+    return state
 
 
 def check_state(state: State, shapes: Mapping[str, tuple[int, ...]], where: str = "state") -> State:
@@ -105,28 +135,49 @@ def check_nonlinearity(module: nn.Module, *expected: str) -> None:
         )
 
 
+def check_eps(module: nn.Module) -> None:
+    """Raises a ValueError unless the module's norms have the eps of the other implementations."""
+    for name, part in module.named_modules():
+        eps = part.eps if isinstance(part, SequenceNorm) else 1e-5
+        if eps != 1e-5:
+            raise ValueError(f"module's norms must have eps=1e-05, but {name} has eps={eps}")
+
+
 def _is_h0(key: str) -> bool:
     """The zeros that the authors' loop keeps as a buffer."""
     return key.split(".")[-1] == "h0"
 
 
 def _modern(key: str) -> str:
-    """A key of the authors' first version, loop, or DataParallel as one of their last version."""
-    key = key.removeprefix("module.").replace(".cells.0.", ".")
+    """A key of the authors' first version, loops, or DataParallel as one of their last version."""
+    key = key.removeprefix("module.").replace(".cells.0.", ".").replace(".indrnn_cell.", ".")
+    key = re.sub(r"^TransBlocks\.\d+\.extra_bn\.", "extra_bn.", key)
     key = re.sub(r"^DIs\.(\d+)\.(weight|bias)$", r"DIs.\1.fc.\2", key)
     key = re.sub(r"^RNNs\.(\d+)\.weight_hh$", r"RNNs.\1.indrnn1.weight_hh", key)
     return re.sub(r"^BNs\.(\d+)\.bn\.", r"RNNs.\1.norm1.bn.", key)
 
 
+def _as_layer(key: str) -> str:
+    """A key of the layer behind a language model's stack as one of a stack of one layer."""
+    return re.sub(r"^last_indrnn\.", "RNNs.0.", re.sub(r"^last_fc\.", "DIs.0.", key))
+
+
+def _is_language_model(module: nn.Module) -> bool:
+    """Whether their network of this form is one of the language models: they have these norms."""
+    return any(isinstance(part, StepBatchNorm) for part in module.modules())
+
+
 def _authors_names(module: nn.Module) -> dict[str, str]:
     """For each name in the module's state dict, the authors'."""
     _check_authors(module)
+    language = _is_language_model(module)
+    features = "" if language else "features."
     names: dict[str, str] = {}
 
     def act(ours: str, theirs: str, tail: str = "") -> None:
         names[f"{ours}weight_hh{tail}"] = f"{theirs}.indrnn1.weight_hh"
         for name in _NORM:
-            names[f"{ours}norm{tail}.{name}"] = f"{theirs}.norm1.bn.{name}"
+            names[f"{ours}norm{tail}.{name}"] = f"{theirs}.norm1{'' if language else '.bn'}.{name}"
 
     def linear(weight: str, bias: str, theirs: str) -> None:
         names[weight], names[bias] = f"{theirs}.fc.weight", f"{theirs}.fc.bias"
@@ -140,44 +191,49 @@ def _authors_names(module: nn.Module) -> dict[str, str]:
             linear(f"weight_ih_l{i}", f"bias_ih_l{i}", f"DIs.{i}")
             act("", f"RNNs.{i}", f"_l{i}")
     elif isinstance(module, ResidualIndRNN):
-        linear("input.weight", "input.bias", "features.fc0")
+        linear("input.weight", "input.bias", f"{features}fc0")
         for i in range(module.num_blocks):
-            block = f"features.resblock{i + 1}"
+            block = f"resblocks.{i}" if language else f"features.resblock{i + 1}"
             act(f"blocks.{i}.first.", f"{block}.IndRNNwithBN1")
             unit(f"blocks.{i}.second.", f"{block}.fc1", f"{block}.IndRNNwithBN2")
             linear(f"blocks.{i}.output.weight", f"blocks.{i}.output.bias", f"{block}.fc2")
-        act("last.", "features.IndRNNwithBN_last")
+        act("last.", "IndRNNwithBN_resfinal" if language else "features.IndRNNwithBN_last")
     elif isinstance(module, DenseIndRNN):
-        unit("first.", "features.fc0", "features.IndRNNwithBN0")
+        if module.first is not None:
+            unit("first.", f"{features}fc0", f"{features}IndRNNwithBN0")
         parts: Any
         for i, parts in enumerate(module.blocks):
             for j in range(len(parts["dense"])):
                 layer = f"features.denseblock{i + 1}.denselayer{j + 1}"
+                if language:
+                    layer = f"DenseBlocks.{i}.denselayers.{j}"
                 pair = f"blocks.{i}.dense.{j}"
                 unit(f"{pair}.bottleneck.", f"{layer}.fc1", f"{layer}.IndRNNwithBN1")
                 unit(f"{pair}.layer.", f"{layer}.fc2", f"{layer}.IndRNNwithBN2")
             last = i == len(module.blocks) - 1
             end = "features.lastlayer" if last else f"features.transition{i + 1}"
-            unit(f"blocks.{i}.transition.", f"{end}.fc", f"{end}.IndRNNwithBN")
+            if language:
+                end = f"TransBlocks.{i}"
+            norm = "IndRNNwithBN1" if language else "IndRNNwithBN"
+            unit(f"blocks.{i}.transition.", f"{end}.fc", f"{end}.{norm}")
     return names
 
 
 def _check_authors(module: nn.Module) -> None:
-    """What the authors' networks can be."""
+    """Raises an error unless the module has a form that the authors' networks can have."""
     if not isinstance(module, IndRNN | IndRNNCell | ResidualIndRNN | DenseIndRNN):
         raise TypeError(
             "module must be an IndRNN, IndRNNCell, ResidualIndRNN or DenseIndRNN, "
             f"but is {type(module).__name__}"
         )
+    check_eps(module)
     if any(getattr(part, "zoneout", 0) for part in module.modules()):
         raise ValueError("module's zoneout must be 0: the authors' networks have none")
     if getattr(module, "bidirectional", False):
         raise ValueError("module must have one direction, but is bidirectional")
     for part in module.modules():
-        if isinstance(part, StepBatchNorm | SequenceLayerNorm):
-            raise ValueError(
-                f"module's norm must be 'batch' or None, but is a {type(part).__name__}"
-            )
+        if isinstance(part, SequenceLayerNorm):
+            raise ValueError("module's norm must be 'batch', 'batch_per_step' or None, not 'layer'")
         if isinstance(part, IndRNN | IndRNNCell):
             check_nonlinearity(part, "relu")
         elif isinstance(part, Unit) and part.options["nonlinearity"] != "relu":

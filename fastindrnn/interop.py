@@ -5,13 +5,22 @@ A loader checks every name and shape first and then fills the module in place, i
 and on its device; after an error the module is as it was.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .authors import State, check_nonlinearity, check_state, copy_into, load_authors, to_authors
+from .authors import (
+    State,
+    check_eps,
+    check_nonlinearity,
+    check_state,
+    copy_into,
+    load_authors,
+    to_authors,
+)
 from .cell import IndRNNCell
 from .layers import IndRNN
 
@@ -28,6 +37,7 @@ __all__ = [
 ]
 _TENSORFLOW = ("input_kernel", "recurrent_kernel", "bias")
 _HASTE = ("kernel", "recurrent_scale", "bias")
+_HASTE_NORM = (*_HASTE, "gamma")
 
 
 def load_layers(module: IndRNN | IndRNNCell, layers: Sequence[tuple[Any, Any | None, Any]]) -> None:
@@ -49,63 +59,92 @@ def load_tensorflow(
     module: IndRNN | IndRNNCell,
     states: State | Sequence[State],
     *,
-    recurrent_bounds: tuple[float, float] | None = None,
+    recurrent_min_abs: float = 0.0,
+    recurrent_max_abs: float | None = None,
 ) -> None:
     """Fills `module` from variables of the TensorFlow cell.
+
+    The cell bounds u where it uses it, not where it keeps it: give the bounds that the cell was
+    made with, and the module gets the u that the cell uses. The cell's first versions, whose
+    argument is called `recurrent_max`, use `recurrent_kernel` clamped to [0, recurrent_max]: clamp
+    it before.
 
     Args:
         module: without norm and zoneout, its nonlinearity the cell's activation, by default "relu".
         states: for each layer (and direction) `input_kernel` (I, H), `recurrent_kernel` (H,),
             `bias` (H,), in any scope and with or without ":0"; one alone for one layer.
-        recurrent_bounds: the cell bounds u where it uses it, not where it keeps it: give the range,
-            in recent versions (0, recurrent_max).
+        recurrent_min_abs: the cell's lower bound of |u|. A weight keeps its sign, and 0 stays 0.
+        recurrent_max_abs: the cell's upper bound of |u|, applied after the lower one; None if it
+            has none. With 1 and 3 for the two bounds, u = -5, -2, 0.1, 5 becomes -3, -2, 1, 3.
 
     Raises:
-        TypeError, ValueError: a name is missing, unknown, or its shape wrong.
+        TypeError, ValueError: a name is missing, unknown, or its shape wrong; a bound is negative.
 
     Source: github.com/batzner/indrnn.
     """
     _check_plain(module)
-    layers = _from_kernels(module, states, _TENSORFLOW)
-    if recurrent_bounds is not None:
-        low, high = recurrent_bounds
-        layers = [(weight, bias, u.clamp(low, high)) for weight, bias, u in layers]
+    largest = math.inf if recurrent_max_abs is None else recurrent_max_abs
+    for name, bound in (("recurrent_min_abs", recurrent_min_abs), ("recurrent_max_abs", largest)):
+        if not bound >= 0:
+            raise ValueError(f"{name} must be at least 0, but is {bound}")
+    layers = []
+    for kernel, u, bias in _from_kernels(module, states, _TENSORFLOW):
+        size = u.abs().clamp(min=recurrent_min_abs).clamp(max=largest)
+        layers.append((kernel.T, bias, u.sign() * size))
     _fill(module, layers, [f"states[{i}]" for i in range(len(layers))])
 
 
 def to_tensorflow(module: IndRNN | IndRNNCell) -> list[dict[str, Tensor]]:
     """`input_kernel`, `recurrent_kernel` and `bias` of each layer (and direction)."""
+    _check_plain(module)
     return _to_kernels(module, _TENSORFLOW)
 
 
 def load_haste(
     module: IndRNN | IndRNNCell, states: State | Sequence[State], *, zoneout: float = 0.0
 ) -> None:
-    """Fills `module` from Haste's `IndRNN` layers, h_t = tanh(x_t W + b + u * h_{t-1}); with
+    """Fills `module` from Haste's `IndRNN` layers, h_t = tanh(x_t W + b + u * h_{t-1}), or its
+    `LayerNormIndRNN` layers, h_t = tanh(gamma * normalized(x_t W) + b + u * h_{t-1}); with
     zoneout z at evaluation z * h_{t-1} + (1 - z) * tanh(...).
 
     Args:
-        module: with nonlinearity "tanh", without norm.
+        module: with nonlinearity "tanh" and without norm; for Haste's layer norm with norm="layer",
+            norm_position="before" and bias=False, since Haste's b comes after its norm and is the
+            bias of ours.
         states: for each layer (and direction) `kernel` (I, H), `recurrent_scale` (H,), `bias`
-            (H,); one alone for one layer.
+            (H,), and with layer norm `gamma` (2, H), of which Haste uses the first row; one alone
+            for one layer.
         zoneout: the layer's; it must be the module's.
 
     Raises:
-        TypeError, ValueError: a name is missing, unknown, or its shape wrong; zoneout differs.
+        TypeError, ValueError: a name is missing, unknown, or its shape wrong; zoneout differs; the
+            module does not fit.
 
     Source: github.com/lmnt-com/haste.
     """
-    _check_plain(module, zoneout)
-    check_nonlinearity(module, "tanh")
-    layers = _from_kernels(module, states, _HASTE)
+    has_norm = _has_haste_norm(module, zoneout)
+    values = _from_kernels(module, states, _HASTE_NORM if has_norm else _HASTE)
+    layers = [(kernel.T, None if has_norm else bias, u) for kernel, u, bias, *_ in values]
     _fill(module, layers, [f"states[{i}]" for i in range(len(layers))])
+    if has_norm:
+        for norm, (_, _, bias, gamma) in zip(_norms(module), values, strict=True):
+            copy_into({"weight": gamma[0], "bias": bias}, norm)
 
 
 def to_haste(module: IndRNN | IndRNNCell) -> list[dict[str, Tensor]]:
-    """`kernel`, `recurrent_scale` and `bias` of each layer (and direction), for "tanh" alone; its
-    zoneout is the module's."""
-    check_nonlinearity(module, "tanh")
-    return _to_kernels(module, _HASTE, getattr(module, "zoneout", 0.0))
+    """`kernel`, `recurrent_scale` and `bias` of each layer (and direction), with layer norm also
+    `gamma`, whose second row Haste does not use. Its zoneout is the module's.
+
+    Raises, source: as `load_haste`, whose inverse it is.
+    """
+    zoneout = getattr(module, "zoneout", 0.0)
+    has_norm = _has_haste_norm(module, zoneout)
+    states = _to_kernels(module, _HASTE)
+    if has_norm:
+        for state, norm in zip(states, _norms(module), strict=True):
+            state["bias"] = norm["bias"].clone()
+            state["gamma"] = torch.stack([norm["weight"], torch.ones_like(norm["weight"])])
+    return states
 
 
 def load_rnn(module: IndRNN | IndRNNCell, rnn: nn.RNN | nn.RNNCell) -> None:
@@ -186,11 +225,35 @@ def to_rnn(module: IndRNN | IndRNNCell) -> nn.RNN | nn.RNNCell:
     return rnn.train(module.training)
 
 
-def _check_plain(module: nn.Module, zoneout: float = 0.0) -> None:
+def _has_haste_norm(module: IndRNN | IndRNNCell, zoneout: float) -> bool:
+    """Whether a module that fits one of Haste's two layers has layer norm; an error if it fits
+    neither."""
+    has_norm = getattr(module, "norm", None) == "layer"
+    _check_plain(module, zoneout, "layer" if has_norm else None)
+    check_nonlinearity(module, "tanh")
+    check_eps(module)
+    if has_norm and (module.norm_position != "before" or module.bias):
+        raise ValueError(
+            "module with norm='layer' must have norm_position='before' and bias=False, "
+            f"but has norm_position={module.norm_position!r} and bias={module.bias}"
+        )
+    return has_norm
+
+
+def _norms(module: IndRNN | IndRNNCell) -> list[dict[str, Tensor]]:
+    """Weight and bias of the norm of each layer and direction, without gradients."""
+    state = module.state_dict()
+    return [
+        {name: state[f"norm{end}.{name}"] for name in ("weight", "bias")}
+        for end in _suffixes(module)
+    ]
+
+
+def _check_plain(module: nn.Module, zoneout: float = 0.0, expected: str | None = None) -> None:
     if not isinstance(module, IndRNN | IndRNNCell):
         raise TypeError(f"module must be an IndRNN or IndRNNCell, but is {type(module).__name__}")
     norm = getattr(module, "norm", None)
-    if norm is not None:
+    if norm != expected:
         raise ValueError(f"module must have no norm, but has norm={norm!r}")
     ours = getattr(module, "zoneout", 0.0)
     if ours != zoneout:
@@ -212,7 +275,7 @@ def _layers(module: IndRNN | IndRNNCell) -> list[tuple[Tensor, Tensor | None, Te
 
 
 def _fill(
-    module: IndRNN | IndRNNCell, layers: list[tuple[Any, Any | None, Any]], names: list[str]
+    module: IndRNN | IndRNNCell, layers: Sequence[tuple[Any, Any | None, Any]], names: list[str]
 ) -> None:
     ours = _layers(module)
     if len(layers) != len(ours):
@@ -232,9 +295,10 @@ def _fill(
 
 
 def _from_kernels(
-    module: IndRNN | IndRNNCell, states: State | Sequence[State], names: tuple[str, str, str]
-) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-    """Layers from dictionaries in which the kernel is (I, H)."""
+    module: IndRNN | IndRNNCell, states: State | Sequence[State], names: Sequence[str]
+) -> list[list[Tensor]]:
+    """For each layer and direction the values of `names`: a kernel (I, H), u (H,), a bias (H,) and,
+    if there is a fourth name, (2, H)."""
     states = [states] if isinstance(states, Mapping) else list(states)
     ours = _layers(module)
     if len(states) != len(ours):
@@ -248,19 +312,17 @@ def _from_kernels(
         bare = {key.rsplit("/", 1)[-1].split(":")[0]: value for key, value in state.items()}
         if len(bare) < len(state):
             raise ValueError(f"states[{i}] must be of one layer, but has one name in two scopes")
-        shapes = dict(
-            zip(names, (tuple(weight.T.shape), tuple(u.shape), tuple(u.shape)), strict=True)
-        )
+        vector = tuple(u.shape)
+        known = [tuple(weight.T.shape), vector, vector, (2, *vector)]
+        shapes = dict(zip(names, known[: len(names)], strict=True))
         values = check_state(bare, shapes, f"states[{i}]")
-        kernel, recurrent, bias = (values[name] for name in names)
-        layers.append((kernel.T, bias, recurrent))
+        layers.append([values[name] for name in names])
     return layers
 
 
 def _to_kernels(
-    module: IndRNN | IndRNNCell, names: tuple[str, str, str], zoneout: float = 0.0
+    module: IndRNN | IndRNNCell, names: tuple[str, str, str]
 ) -> list[dict[str, Tensor]]:
-    _check_plain(module, zoneout)
     return [
         dict(
             zip(

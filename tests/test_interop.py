@@ -1,6 +1,7 @@
 """Weights of other implementations: each against a loop with that implementation's own formula."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from fastindrnn.interop import (
     to_rnn,
     to_tensorflow,
 )
+from fastindrnn.norm import StepBatchNorm
+from fastindrnn.sequences import Sequences
 
 T, B, K, H = 11, 3, 5, 7
 
@@ -127,7 +130,7 @@ def residual_network(position, blocks=2):
     return net, run, double(ResidualIndRNN, K, H, blocks, **options)
 
 
-def dense_network(position, growth=3, blocks=(2, 1)):
+def dense_network(position, growth=3, blocks=(2, 1), last=True):
     net, features, walk = Authors(position), 6 * growth, []
 
     def unit(fc, recurrent, inputs, outputs):
@@ -146,6 +149,8 @@ def dense_network(position, growth=3, blocks=(2, 1)):
             two = unit(f"{name}.fc2", f"{name}.IndRNNwithBN2", 4 * growth, growth)
             walk.append(concatenated(lambda x, one=one, two=two: two(one(x))))
             features += growth
+        if i == len(blocks) - 1 and not last:
+            break
         name = f"features.transition{i + 1}" if i < len(blocks) - 1 else "features.lastlayer"
         walk.append(unit(f"{name}.fc", f"{name}.IndRNNwithBN", features, features // 2))
         features //= 2
@@ -156,10 +161,15 @@ def dense_network(position, growth=3, blocks=(2, 1)):
         return x
 
     options = {"norm": "batch", "norm_position": position} if position else {"norm": None}
+    options["last_features"] = None if last else 0
     return net, run, double(DenseIndRNN, K, growth, blocks, **options)
 
 
-NETWORKS = [plain_network, residual_network, dense_network]
+def dense_network_without_last_transition(position):
+    return dense_network(position, last=False)
+
+
+NETWORKS = [plain_network, residual_network, dense_network, dense_network_without_last_transition]
 
 
 @pytest.mark.parametrize("position", [None, "after", "before"])
@@ -185,16 +195,18 @@ def test_authors_first_version():
     torch.testing.assert_close(module.eval()(x)[0], run(x))
 
 
-def test_authors_loop_data_parallel_and_old_counters():
-    """Their recurrence without CUDA keeps a cell and zeros; DataParallel writes a prefix; PyTorch
-    before 0.4.1 counted no batches."""
+@pytest.mark.parametrize("cell", ["cells.0", "indrnn_cell"])
+def test_authors_loop_data_parallel_and_old_counters(cell):
+    """Their recurrence without CUDA kept a list of cells and zeros before 2019, and keeps one cell
+    since; DataParallel writes a prefix; PyTorch before 0.4.1 counted no batches."""
     net, run, module = plain_network("before")
     state = {}
     for key, value in net.state.items():
         if not key.endswith("num_batches_tracked"):
-            key = key.replace("indrnn1.weight_hh", "indrnn1.cells.0.weight_hh")
+            key = key.replace("indrnn1.weight_hh", f"indrnn1.{cell}.weight_hh")
             state[f"module.{key}"] = value
-    state |= {f"module.RNNs.{i}.indrnn1.h0": torch.zeros(H) for i in range(3)}
+    if cell == "cells.0":
+        state |= {f"module.RNNs.{i}.indrnn1.h0": torch.zeros(H) for i in range(3)}
     load_authors(module, state)
     x = numbers(T, B, K)
     torch.testing.assert_close(module.eval()(x)[0], run(x))
@@ -208,12 +220,187 @@ def test_authors_cell():
     torch.testing.assert_close(cell(x[0]), run(x)[0])
 
 
+# The authors' language models: an embedding, a stack with norms per step, in the plain and the
+# residual one another layer, with bn_before another norm, a decoder. Tokens are (T, B).
+
+TOKENS, STEPS = 13, 4 * 3 + 1
+
+
+class Language(Authors):
+    """As `Authors`, with a norm of each time step by its own statistics."""
+
+    def make_norm(self, name, features):
+        self.state |= {
+            f"{name}.weight": numbers(features),
+            f"{name}.bias": numbers(features),
+            f"{name}.running_mean": numbers(STEPS, features),
+            f"{name}.running_var": torch.rand(STEPS, features).double() + 0.5,
+            f"{name}.num_batches_tracked": torch.tensor(9),
+        }
+
+    def make_act(self, name, features):
+        self.state[f"{name}{self.recurrent}.weight_hh"] = torch.rand(features).double()
+        self.make_norm(f"{name}.norm1", features)
+
+    def norm(self, name, x):
+        weight, bias, mean, var = (
+            self.state[f"{name}.{key}"] for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        rows = [
+            (row - mean[t]) / torch.sqrt(var[t] + 1e-5) * weight + bias for t, row in enumerate(x)
+        ]
+        return torch.stack(rows)
+
+    def model(self, stack, behind, extra):
+        """Tokens to the logits of the whole network; `extra` is the name of the last norm."""
+        self.state["encoder.weight"] = numbers(TOKENS, K)
+        self.state["decoder.weight"], self.state["decoder.bias"] = numbers(TOKENS, K), numbers(13)
+        if self.position == "before":
+            self.make_norm(extra, K)
+
+        def run(tokens):
+            y = behind(stack(self.state["encoder.weight"][tokens]))
+            y = self.norm(extra, y) if self.position == "before" else y
+            return y @ self.state["decoder.weight"].T + self.state["decoder.bias"]
+
+        return run
+
+    def last_layer(self):
+        self.make_linear("last_fc", H, K)
+        self.make_act("last_indrnn", K)
+        return lambda x: self.act("last_indrnn", self.linear("last_fc", x))
+
+
+def language_options(position):
+    return {"norm": "batch_per_step", "norm_position": position, "norm_steps": STEPS}
+
+
+def plain_language_model(position):
+    net = Language(position)
+    for i in range(2):
+        net.make_linear(f"DIs.{i}", H if i else K, H)
+        net.make_act(f"RNNs.{i}", H)
+
+    def stack(x):
+        for i in range(2):
+            x = net.act(f"RNNs.{i}", net.linear(f"DIs.{i}", x))
+        return x
+
+    run = net.model(stack, net.last_layer(), "extra_bn")
+    return net, run, double(IndRNN, K, H, 2, **language_options(position))
+
+
+def residual_language_model(position):
+    net, names = Language(position), ["resblocks.0", "resblocks.1"]
+    net.make_linear("fc0", K, H)
+    for name in names:
+        for i in (1, 2):
+            net.make_act(f"{name}.IndRNNwithBN{i}", H)
+            net.make_linear(f"{name}.fc{i}", H, H)
+    net.make_act("IndRNNwithBN_resfinal", H)
+
+    def stack(x):
+        x = net.linear("fc0", x)
+        for name in names:
+            y = net.linear(f"{name}.fc1", net.act(f"{name}.IndRNNwithBN1", x))
+            x = x + net.linear(f"{name}.fc2", net.act(f"{name}.IndRNNwithBN2", y))
+        return net.act("IndRNNwithBN_resfinal", x)
+
+    run = net.model(stack, net.last_layer(), "extra_bn")
+    return net, run, double(ResidualIndRNN, K, H, 2, **language_options(position))
+
+
+def dense_language_model(position, growth=3, blocks=(2, 1)):
+    """The first block reads the embedding; the last transition goes back to its size."""
+    net, features, parts = Language(position), K, []
+    for i, layers in enumerate(blocks):
+        pairs = []
+        for j in range(layers):
+            pair = f"DenseBlocks.{i}.denselayers.{j}"
+            net.make_linear(f"{pair}.fc1", features, 4 * growth)
+            net.make_act(f"{pair}.IndRNNwithBN1", 4 * growth)
+            net.make_linear(f"{pair}.fc2", 4 * growth, growth)
+            net.make_act(f"{pair}.IndRNNwithBN2", growth)
+            features += growth
+            pairs.append(pair)
+        size = K if i == len(blocks) - 1 else features // 2
+        net.make_linear(f"TransBlocks.{i}.fc", features, size)
+        net.make_act(f"TransBlocks.{i}.IndRNNwithBN1", size)
+        features = size
+        parts.append((pairs, f"TransBlocks.{i}"))
+
+    def stack(x):
+        for pairs, end in parts:
+            for pair in pairs:
+                y = net.act(f"{pair}.IndRNNwithBN1", net.linear(f"{pair}.fc1", x))
+                y = net.act(f"{pair}.IndRNNwithBN2", net.linear(f"{pair}.fc2", y))
+                x = torch.cat([x, y], 2)
+            x = net.act(f"{end}.IndRNNwithBN1", net.linear(f"{end}.fc", x))
+        return x
+
+    run = net.model(stack, lambda x: x, f"TransBlocks.{len(blocks) - 1}.extra_bn")
+    options = language_options(position) | {"first_features": 0, "last_features": K}
+    return net, run, double(DenseIndRNN, K, growth, blocks, **options)
+
+
+@pytest.mark.parametrize("position", ["after", "before"])
+@pytest.mark.parametrize(
+    "network", [plain_language_model, residual_language_model, dense_language_model]
+)
+def test_authors_language_models(network, position):
+    net, run, stack = network(position)
+    rest = load_authors(stack, net.state)
+    parts, around = [stack], ("encoder.weight", "decoder.weight", "decoder.bias")
+    if network is not dense_language_model:
+        parts.append(double(IndRNN, H, K, **language_options(position)))
+        rest = load_authors(parts[1], rest)
+    tokens = torch.randint(TOKENS, (STEPS - 2, B))
+    x = nn.functional.embedding(tokens, rest.pop("encoder.weight"))
+    for part in parts:
+        x, _ = part.eval()(x)
+    extra = {key: value for key, value in rest.items() if key.startswith("extra_bn.")}
+    assert bool(extra) == (position == "before")
+    if extra:
+        assert set(extra) == {f"extra_bn.{key}" for key in (*NORM, "num_batches_tracked")}
+        norm = StepBatchNorm(K, STEPS, dtype=torch.float64).eval()
+        norm.load_state_dict({key: extra[f"extra_bn.{key}"] for key in NORM})
+        x = norm(x.transpose(0, 1), Sequences(B)).transpose(0, 1)
+    x = nn.functional.linear(x, rest.pop("decoder.weight"), rest.pop("decoder.bias"))
+    assert rest.keys() == extra.keys()
+    torch.testing.assert_close(x, run(tokens))
+    back = to_authors(stack)
+    names = {key for key in net.state if not key.startswith((*around, "last_"))}
+    assert back.keys() == {key for key in names if "extra_bn" not in key}
+    for key, value in back.items():
+        expected = 0 * net.state[key] if key.endswith("tracked") else net.state[key]
+        assert torch.equal(value, expected), key
+
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+@pytest.mark.parametrize("kind", [IndRNN, ResidualIndRNN, DenseIndRNN])
+@pytest.mark.parametrize("norm", ["batch", "batch_per_step"])
+def test_authors_norms_have_their_eps(kind, norm):
+    """The state dict does not hold eps: another one would give other outputs."""
+    module = kind(K, 4, norm=norm, norm_steps=9 if norm == "batch_per_step" else None)
+    state = to_authors(module)
+    for part in module.modules():
+        if hasattr(part, "eps"):
+            part.eps = 1e-3
+    for use in (to_authors, lambda module: load_authors(module, state)):
+        with pytest.raises(ValueError, match=r"norms must have eps=1e-05, but .* has eps=0\.001"):
+            use(module)
+
+
 # One layer of the TensorFlow cell, and of Haste, over (T, B, K).
 
 
-def run_tensorflow(state, x, activation=torch.relu, bounds=None):
+def run_tensorflow(state, x, activation=torch.relu, least=0.0, most=math.inf):
+    """With bounds of |u|; the sign stays."""
     u = state["recurrent_kernel"]
-    u = u if bounds is None else torch.clamp(u, *bounds)
+    u = torch.where(u.abs() < least, torch.copysign(torch.full_like(u, least), u), u)
+    u = torch.where(u.abs() > most, torch.copysign(torch.full_like(u, most), u), u)
     h, rows = x.new_zeros(x.shape[1], len(u)), []
     for x_t in x:
         h = activation(x_t @ state["input_kernel"] + h * u + state["bias"])
@@ -223,8 +410,11 @@ def run_tensorflow(state, x, activation=torch.relu, bounds=None):
 
 def run_haste(state, x, zoneout=0.0):
     h, rows = x.new_zeros(x.shape[1], len(state["bias"])), []
-    for projected in x @ state["kernel"] + state["bias"]:
-        new = torch.tanh(projected + h * state["recurrent_scale"])
+    for projected in x @ state["kernel"]:
+        if "gamma" in state:
+            mean, var = projected.mean(1, keepdim=True), projected.var(1, False, keepdim=True)
+            projected = (projected - mean) / torch.sqrt(var + 1e-5) * state["gamma"][0]
+        new = torch.tanh(projected + state["bias"] + h * state["recurrent_scale"])
         h = zoneout * h + (1 - zoneout) * new
         rows.append(h)
     return torch.stack(rows)
@@ -232,7 +422,7 @@ def run_haste(state, x, zoneout=0.0):
 
 def kernels(names, layers):
     sizes = [K] + [H] * (layers - 1)
-    shapes = [((size, H), (H,), (H,)) for size in sizes]
+    shapes = [((size, H), (H,), (H,), (2, H))[: len(names)] for size in sizes]
     return [dict(zip(names, [numbers(*s) for s in shape], strict=True)) for shape in shapes]
 
 
@@ -240,19 +430,32 @@ TENSORFLOW = ("input_kernel", "recurrent_kernel", "bias")
 HASTE = ("kernel", "recurrent_scale", "bias")
 
 
-@pytest.mark.parametrize("bounds", [None, (0.0, 0.5)])
+@pytest.mark.parametrize("bounds", [(), (0.3,), (0.0, 0.5), (0.3, 0.8)])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_tensorflow(activation, bounds):
     states = kernels(TENSORFLOW, 2)
     module = double(IndRNN, K, H, 2, activation)
-    load_tensorflow(module, states, recurrent_bounds=bounds)
+    names = "recurrent_min_abs", "recurrent_max_abs"
+    load_tensorflow(module, states, **dict(zip(names, bounds, strict=False)))
     x = expected = numbers(T, B, K)
     for state in states:
-        expected = run_tensorflow(state, expected, getattr(torch, activation), bounds)
+        expected = run_tensorflow(state, expected, getattr(torch, activation), *bounds)
     torch.testing.assert_close(module(x)[0], expected)
     for state in to_tensorflow(module):
         x = run_tensorflow(state, x, getattr(torch, activation))
     torch.testing.assert_close(x, expected)
+
+
+def test_tensorflow_bounds_are_of_the_absolute_value():
+    """The example of the cell's own test; a weight of 0 has no sign to keep."""
+    given = torch.tensor([-5.0, -2.0, 0.1, 5.0, 0.0])
+    state = {"input_kernel": torch.ones(2, 5), "recurrent_kernel": given, "bias": torch.zeros(5)}
+    cell = IndRNNCell(2, 5)
+    load_tensorflow(cell, state, recurrent_min_abs=1, recurrent_max_abs=3)
+    assert cell.weight_hh_l0.tolist() == [-3, -2, 1, 3, 0]
+    for bounds in ({"recurrent_min_abs": -1}, {"recurrent_max_abs": float("nan")}):
+        with pytest.raises(ValueError, match=r"recurrent_m.._abs must be at least 0, but is"):
+            load_tensorflow(cell, state, **bounds)
 
 
 def test_tensorflow_scopes_and_arrays():
@@ -282,6 +485,41 @@ def test_haste(layers, zoneout):
         assert all(value.is_contiguous() for value in state.values())
         x = run_haste(state, x, zoneout)
     torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("zoneout", [0.0, 0.25])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_haste_layer_norm(bidirectional, zoneout):
+    """Its bias comes behind the norm of x W, its gamma has a second row that is not used."""
+    states = kernels((*HASTE, "gamma"), 1) * (2 if bidirectional else 1)
+    options = {"norm": "layer", "norm_position": "before", "bias": False}
+    options |= {"zoneout": zoneout, "bidirectional": bidirectional}
+    module = double(IndRNN, K, H, 1, "tanh", **options).eval()
+    load_haste(module, states, zoneout=zoneout)
+    x = numbers(T, B, K)
+    expected = run_haste(states[0], x, zoneout)
+    if bidirectional:
+        backwards = run_haste(states[1], x.flip(0), zoneout).flip(0)
+        expected = torch.cat([expected, backwards], -1)
+    torch.testing.assert_close(module(x)[0], expected)
+    for state, back in zip(states, to_haste(module), strict=True):
+        assert back.keys() == state.keys()
+        assert back["gamma"].shape == (2, H)
+        torch.testing.assert_close(run_haste(back, x), run_haste(state, x), rtol=0, atol=0)
+
+
+def test_haste_layer_norm_needs_a_module_of_its_form():
+    (state,) = kernels((*HASTE, "gamma"), 1)
+    fits = {"norm": "layer", "norm_position": "before", "bias": False}
+    for other in ({"norm_position": "after"}, {"bias": True}):
+        module = IndRNN(K, H, 1, "tanh", **fits | other)
+        for use in (to_haste, lambda module: load_haste(module, state)):
+            with pytest.raises(ValueError, match="must have norm_position='before' and bias=False"):
+                use(module)
+    module = IndRNN(K, H, 1, "tanh", **fits)
+    module.norm_l0.eps = 1e-6
+    with pytest.raises(ValueError, match="norm_l0 has eps=1e-06"):
+        to_haste(module)
 
 
 def test_haste_with_another_zoneout():
@@ -396,6 +634,7 @@ WRONG = [
         {f"{scope}/{key}": value for scope in "ab" for key, value in TF.items()},
         r"states\[0\] must be of one layer",
     ),
+    (load_haste, IndRNN(K, H, 1, "tanh", norm="batch"), HASTE_STATE, "must have no norm, but has"),
     (load_haste, IndRNN(K, H), HASTE_STATE, "nonlinearity must be 'tanh', but is 'relu'"),
     (load_haste, IndRNN(K, H, 1, "tanh"), TF, r"states\[0\] lacks 'kernel', .*\(5, 7\)"),
     (load_rnn, IndRNN(K, H), full_rnn(), "weight_hh_l0 must be diagonal, but 2 of its other"),
@@ -413,7 +652,13 @@ WRONG = [
         r"'DIs.0.fc.weight' must be \(7, 5\), but is \(7, 7\)",
     ),
     (load_authors, IndRNN(K, H, norm="batch"), PLAIN, "lacks 'RNNs.0.norm1.bn.weight'"),
-    (load_authors, IndRNN(K, H, norm="layer"), PLAIN, "norm must be 'batch' or None, but is a"),
+    (load_authors, IndRNN(K, H, norm="layer"), PLAIN, "'batch_per_step' or None, not 'layer'"),
+    (
+        load_authors,
+        IndRNN(K, H),
+        PLAIN | {"decoder.bias": numbers(3)},
+        r"also has 'decoder.bias', \(3,\)",
+    ),
     (load_authors, IndRNN(K, H, bidirectional=True), PLAIN, "one direction, but is bidirectional"),
     (load_authors, IndRNN(K, H, 1, "tanh"), PLAIN, "nonlinearity must be 'relu', but is 'tanh'"),
     (load_authors, ResidualIndRNN(K, H, 1, "tanh"), PLAIN, "must be 'relu', but is 'tanh'"),
