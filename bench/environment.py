@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from bench.arguments import UserError
+
 PACKAGES = ("fastindrnn", "torch", "numpy", "numba", "triton")
 # That `python -m bench speed` compares with, where they are installed.
 PEERS = (
@@ -63,14 +65,30 @@ def slug(text):
 
 
 def write_atomically(path, write):
-    """Calls `write(temporary path)`, then moves the result to `path`: nobody sees half a file."""
+    """Calls `write(temporary path)`, then moves the result to `path`: nobody sees half a file.
+
+    Where it cannot be written the file of before stays, and a UserError says so.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # or a crash could leave the new name without the content
         os.replace(temporary, path)
+    except OSError as error:
+        stays = "; the one from before is whole" if path.exists() else ""
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written: {reason}{stays}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder):
+    """Removes what `write_atomically` leaves in a folder when its process is killed."""
+    for path in Path(folder).iterdir():
+        if re.fullmatch(r"\.(checkpoint|report|curves)\.\d+\.\w+", path.name):
+            path.unlink()
 
 
 def write_json(path, content):

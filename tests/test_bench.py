@@ -1,8 +1,10 @@
 """The benchmarks as a user starts them: python -m bench ..., from the root of the checkout."""
 
+import contextlib
 import json
+import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,7 @@ SMALL = ["--length", "20", "--hidden", "8", "--batch", "4", "--log-every", "10",
 
 
 def bench(*words, status=0):
-    run = subprocess.run(
-        [*BENCH, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    run = subprocess.run([*BENCH, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == status, run.stdout + run.stderr
     return run
 
@@ -26,7 +26,7 @@ def bench(*words, status=0):
 def in_bench(code, *words):
     """Runs code in the root of the checkout, to import bench; returns the JSON that it prints."""
     command = [sys.executable, "-c", code, *words]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
 
 
@@ -78,6 +78,23 @@ def test_adding_stops_at_the_target(tmp_path):
     )
 
 
+INTERRUPTED = """
+import os, signal, sys
+from bench.__main__ import main
+from bench.tasks import training
+
+line = training.progress_line
+
+def interrupt(learner):
+    if learner.step == 20:
+        os.kill(os.getpid(), signal.SIGINT)
+    return line(learner)
+
+training.progress_line = interrupt
+sys.exit(main())
+"""
+
+
 def test_an_interrupted_run_ends_as_if_it_never_had_been(tmp_path):
     """Ctrl-C, resume, and compare every loss and number of the state with a run in one go."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -87,23 +104,10 @@ def test_an_interrupted_run_ends_as_if_it_never_had_been(tmp_path):
         "--decay-every",
         "25",
     ]  # the learning rate changes in between
-    process = subprocess.Popen(
-        [*BENCH, "adding", *options, "--out", str(stopped)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        for line in process.stdout:
-            if re.search(r"step +20 ", line):
-                break
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, rest
-    assert f"python -m bench adding --resume {stopped}" in rest
+    command = [sys.executable, "-c", INTERRUPTED, "adding", *options, "--out", str(stopped)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 130, run.stderr
+    assert f"python -m bench adding --resume {stopped}" in run.stdout
     assert {path.name for path in stopped.iterdir()} == {
         "checkpoint.pt",
         "report.json",
@@ -111,7 +115,8 @@ def test_an_interrupted_run_ends_as_if_it_never_had_been(tmp_path):
     }
     begun = checkpoint(stopped)["learners"]["IndRNN"]
     assert begun["outcome"] == "interrupted"
-    steps = len(begun["losses"]) + 37
+    assert len(begun["losses"]) == 20
+    steps = 57
 
     bench("adding", "--resume", stopped, "--steps", steps)
     bench("adding", *options, "--steps", steps, "--out", whole)
@@ -124,6 +129,42 @@ def test_an_interrupted_run_ends_as_if_it_never_had_been(tmp_path):
     for number, state in expected["optimizer"]["state"].items():
         for name, value in state.items():
             assert torch.equal(resumed["optimizer"]["state"][number][name], value), (number, name)
+
+
+def test_a_full_disk_gets_one_line_and_the_old_checkpoint_stays_whole(finished, tmp_path):
+    """A limit on the size of files in the place of a full disk: at the first save of a run, and
+    when its checkpoint has grown."""
+    pytest.importorskip("resource", reason="for Linux and macOS")
+    new, old = tmp_path / "new", tmp_path / "old"
+    shutil.copytree(finished[0], old)
+    before = files(tmp_path)
+    code = """
+import contextlib, io, json, resource, sys
+from bench.__main__ import main
+answers = []
+for limit, *words in json.loads(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    said, unread = io.StringIO(), io.TextIOWrapper(io.BytesIO())
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(unread):
+        answers.append([main(["adding", *words]), said.getvalue()])
+print(json.dumps(answers))
+"""
+    limit = (old / "checkpoint.pt").stat().st_size + 1000
+    runs = [
+        [1000, "--out", str(new), *SMALL, "--steps", "20"],
+        [limit, "--resume", str(old), "--steps", "400", "--keep-going"],
+    ]
+    ends = ["", "; the one from before is whole"]
+    for folder, end, (status, said) in zip(
+        (new, old), ends, in_bench(code, json.dumps(runs)), strict=True
+    ):
+        assert status == 2
+        (line,) = [line for line in said.splitlines() if "step/s" not in line]
+        path = folder / "checkpoint.pt"
+        assert (
+            line == f"python -m bench adding: error: {path} cannot be written: File too large{end}"
+        )
+    assert files(tmp_path) == before
 
 
 def test_adding_data_are_exact():
@@ -164,6 +205,9 @@ WRONG = {  # what is asked: what the one line says
     "adding --resume {tmp}/nothing": "there is no checkpoint {tmp}/nothing/checkpoint.pt",
     "adding --resume {tmp}/torn": "{tmp}/torn/checkpoint.pt is not a checkpoint that can be read",
     "adding --resume {tmp}/other": "{tmp}/other/checkpoint.pt is not a checkpoint of this version",
+    "adding --resume {tmp}/module": "it holds more than tensors and plain values",
+    "adding --resume {tmp}/busy": "{tmp}/busy is in use by another run",
+    "adding --out {tmp}/busy": "{tmp}/busy is in use by another run",
     "adding --resume {run} --length 21": "--length 21: the run to resume has 20",
     "adding --resume {run} --out {tmp}/new": "argument --out: not allowed with argument --resume",
     "adding --out {run}": "{run} already holds a run; --resume {run} goes on with it",
@@ -183,6 +227,56 @@ WRONG = {  # what is asked: what the one line says
 }
 
 
+def put(value, *keys):
+    """An edit of a checkpoint: the value at the end of these keys."""
+
+    def edit(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return edit
+
+
+def remove(*keys):
+    def edit(content):
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return edit
+
+
+IN = "learners", "IndRNN"
+EDITED = {  # what was done to a checkpoint, and what the one line says
+    "no learners": (remove("learners"), "has been changed: learners is not a dict"),
+    "a list of learners": (put([1], "learners"), "has been changed: learners is not a dict"),
+    "no settings": (remove("settings"), "has been changed: settings is not a dict"),
+    "no length": (remove("settings", "length"), "settings with a wrong length: None"),
+    "a length in words": (put("ten", "settings", "length"), "with a wrong length: 'ten'"),
+    "a negative batch": (put(-4, "settings", "batch"), "settings with a wrong batch: -4"),
+    "a rate of nan": (put(float("nan"), "settings", "lr"), "settings with a wrong lr: nan"),
+    "a flag of 2": (put(2, "settings", "keep_going"), "with a wrong keep_going: 2"),
+    "a device of 5": (put(5, "settings", "device"), "settings with a wrong device: 5"),
+    "another learner": (lambda c: c.update(learners={"GRU": 1}), "fit the model: it lacks IndRNN"),
+    "a learner of 1": (put(1, *IN), "does not fit the model: "),
+    "no losses": (remove(*IN, "losses"), "does not fit the model: it lacks 'losses'"),
+    "losses in words": (put(["a"], *IN, "losses"), "losses of IndRNN is of a wrong type"),
+    "one loss": (put(0.5, *IN, "losses"), "losses of IndRNN is of a wrong type"),
+    "no weight": (remove(*IN, "model", "head.weight"), "Error(s) in loading state_dict"),
+    "no optimizer": (remove(*IN, "optimizer"), "it lacks 'optimizer'"),
+    "empty state": (put({}, *IN, "optimizer", "state"), "lacks the state of a parameter"),
+    "no moment": (remove(*IN, "optimizer", "state", 0, "exp_avg"), "lacks the state of a param"),
+    "no betas": (remove(*IN, "optimizer", "param_groups", 0, "betas"), "has other options"),
+    "a generator of 3": (put(3, *IN, "generator"), "does not fit the model: "),
+    "no random state": (remove("random_state"), "it lacks 'random_state'"),
+    "a short random state": (put(torch.zeros(3), "random_state"), "does not fit the model: "),
+}
+WRONG |= {
+    f"adding --resume {{tmp}}/{name.replace(' ', '-')}": said for name, (_, said) in EDITED.items()
+}
+
+
 @pytest.fixture(scope="module")
 def answers(finished, tmp_path_factory):
     """Exit status and stderr for each line of WRONG, asked in one process."""
@@ -192,7 +286,15 @@ def answers(finished, tmp_path_factory):
     whole = (finished[0] / "checkpoint.pt").read_bytes()
     (tmp / "torn" / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"weights": torch.zeros(3)}, tmp / "other" / "checkpoint.pt")
+    for name in ("module", "busy", *(name.replace(" ", "-") for name in EDITED)):
+        (tmp / name).mkdir()
+    torch.save(torch.nn.Linear(1, 1), tmp / "module" / "checkpoint.pt")
+    for name, (edit, _) in EDITED.items():
+        content = checkpoint(finished[0])
+        edit(content)
+        torch.save(content, tmp / name.replace(" ", "-") / "checkpoint.pt")
     names = {"tmp": tmp, "run": finished[0]}
+    before = files(tmp)
     code = """
 import contextlib, io, json, sys
 from bench.__main__ import main
@@ -207,8 +309,24 @@ for line in sys.argv[1:]:
     answers.append([status, said.getvalue()])
 print(json.dumps(answers))
 """
-    given = in_bench(code, *(line.format(**names) for line in WRONG))
+    with in_use(tmp / "busy"):
+        given = in_bench(code, *(line.format(**names) for line in WRONG))
+    assert files(tmp) == before, "nothing is written"
     return names, dict(zip(WRONG, given, strict=True))
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def in_use(folder):
+    """Holds the folder as a run does."""
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    yield
+    os.close(held)
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -218,6 +336,7 @@ def test_a_wrong_request_gets_one_clear_line(line, answers):
     assert status == 2
     assert WRONG[line].format(**names) in said
     assert re.fullmatch(r"python -m bench.*: error: .*\n", said), "one line"
+    assert "weights_only" not in said, "no advice to run what is in a file"
 
 
 def test_speed_measures_and_writes_json(tmp_path):

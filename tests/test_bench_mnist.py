@@ -76,7 +76,6 @@ def python(code, *words, **variables):
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
@@ -129,28 +128,40 @@ def test_a_run_writes_report_plot_and_lines(finished, data):
     assert re.search(r"epoch 3: validation \d+\.\d+ %, with", output), "no log for this network"
 
 
+KILLED = """
+import os, signal, sys
+from bench.__main__ import main
+
+replace, saves = os.replace, []
+
+def kill(source, target):
+    if target.name == "checkpoint.pt":
+        saves.append(target)
+        if len(saves) == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = kill
+sys.exit(main())
+"""
+
+
 def test_a_killed_run_ends_as_if_it_never_had_been(finished, data, tmp_path):
-    """kill -9 in the second epoch, resume, compare all numbers of the state with one go."""
+    """kill -9 in the second epoch, while a checkpoint is written; resume, compare all numbers of
+    the state with one go."""
     folder = tmp_path / "killed"
     options = ["--data", data, *SMALL, "--layers", 2, "--epochs", 3, "--log-every", 10]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench", "mnist", *map(str, options), "--out", str(folder)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for line in process.stdout:
-            if re.search(r"step +70 ", line):
-                break
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    command = [sys.executable, "-c", KILLED, "mnist", *map(str, options), "--out", str(folder)]
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    # One checkpoint every ten steps, and one at the end of the first epoch of 48.
     begun = checkpoint(folder)["learners"]["IndRNN 2 x 8"]
-    assert 60 <= len(begun["losses"]) < 144
-    assert len(begun["losses"]) % 48, "not at the end of an epoch"
+    assert len(begun["losses"]) == 60
+    whole = {"checkpoint.pt", "report.json"}
+    (left,) = {path.name for path in folder.iterdir()} - whole
+    assert re.fullmatch(r"\.checkpoint\.\d+\.pt", left)
     assert "curves.png" in bench("--resume", folder)
+    assert {path.name for path in folder.iterdir()} == whole | {"curves.png"}
     resumed, expected = checkpoint(folder), checkpoint(finished[0])
     assert torch.equal(resumed["random_state"], expected["random_state"])
     resumed, expected = (state["learners"]["IndRNN 2 x 8"] for state in (resumed, expected))
@@ -197,6 +208,8 @@ WRONG = {  # what is asked: what the one line says
     f"2049; a whole one is at {WHOLE}train-labels-idx1-ubyte.gz",
     "--data {tmp}/short": "t10k-images-idx3-ubyte is broken: 740 bytes of data, but the header "
     "says 30 x 5 x 5",
+    "--data {tmp}/long": "t10k-labels-idx1-ubyte.gz is broken: more than 30 bytes of data, but the "
+    "header says 30",
     "--data {tmp}/header": "t10k-labels-idx1-ubyte.gz is broken: 4 bytes are too few for a header "
     "of 8",
     "--data {tmp}/empty": "t10k-labels-idx1-ubyte.gz is broken: it is empty",
@@ -218,6 +231,8 @@ WRONG = {  # what is asked: what the one line says
     "--resume {run} --permuted": "--permuted True: the run to resume has False",
     "--resume {run} --data {tmp}/other": "{tmp}/other holds other images than the run to resume",
     "--resume {tmp}/adding": "checkpoint.pt is of python -m bench adding, not of mnist",
+    "--resume {tmp}/epochs": "does not fit the model: wrong validations",
+    "--resume {tmp}/series": "losses and accuracies of IndRNN 2 x 8 differ in length",
     "--resume {tmp}/nowhere": "there is no checkpoint {tmp}/nowhere/checkpoint.pt",
 }
 
@@ -232,6 +247,7 @@ def answers(data, finished, tmp_path_factory):
         "unpacked",
         "magic",
         "short",
+        "long",
         "header",
         "empty",
         "digit",
@@ -249,6 +265,7 @@ def answers(data, finished, tmp_path_factory):
     write(tmp / "magic", "train-labels-idx1-ubyte", idx(2051, 3, 1, 1, values=np.zeros(3)))
     images = (data / "t10k-images-idx3-ubyte").read_bytes()
     write(tmp / "short", "t10k-images-idx3-ubyte", images[:-10])
+    write(tmp / "long", "t10k-labels-idx1-ubyte", idx(2049, 30, values=np.zeros(31)))
     write(tmp / "header", "t10k-labels-idx1-ubyte", b"1234")
     write(tmp / "empty", "t10k-labels-idx1-ubyte", idx(2049, 0, values=np.zeros(0)))
     write(tmp / "digit", "t10k-labels-idx1-ubyte", idx(2049, 30, values=np.full(30, 10)))
@@ -258,6 +275,11 @@ def answers(data, finished, tmp_path_factory):
     write(tmp / "few", "train-images-idx3-ubyte", idx(2051, 19, 5, 5, values=np.zeros(475)))
     write(tmp / "other", "train-labels-idx1-ubyte", idx(2049, 400, values=np.zeros(400)))
     (tmp / "adding").mkdir()
+    for name, series in (("epochs", "validations"), ("series", "accuracies")):
+        (tmp / name).mkdir()
+        content = checkpoint(finished[0])
+        del content["learners"]["IndRNN 2 x 8"][series][-2:]
+        torch.save(content, tmp / name / "checkpoint.pt")
     torch.save({"format": 1, "task": "adding"}, tmp / "adding" / "checkpoint.pt")
     places = {"tmp": tmp, "run": finished[0], "data": data}
     code = """
@@ -276,6 +298,31 @@ print(json.dumps(answers))
 """
     lines = [line.format(**places) for line in WRONG]
     return places, dict(zip(WRONG, json.loads(python(code, *lines)), strict=True))
+
+
+def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_promises(data, tmp_path):
+    """A gigabyte of zeros behind the labels, in a process that cannot have so much memory."""
+    pytest.importorskip("resource", reason="for Linux and macOS")
+    folder = tmp_path / "bomb"
+    write_data(folder)
+    member = gzip.compress(bytes(1 << 20))  # a file of several members is their contents in a row
+    path = folder / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(2049, 30, values=np.zeros(30))) + 1024 * member)
+    code = """
+import resource, sys
+from pathlib import Path
+from bench.arguments import UserError
+from bench.tasks import idx
+now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (256 << 20),) * 2)
+try:
+    idx.load(sys.argv[1])
+except UserError as error:
+    print(error)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc")
+    assert "more than 30 bytes of data, but the header says 30;" in python(code, folder)
 
 
 @pytest.mark.parametrize("line", WRONG)

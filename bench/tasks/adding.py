@@ -5,6 +5,7 @@ sum of the two. Always answering 1 gives a mean squared error of 1/6. The settin
 Li et al. 2018 (arXiv 1803.04831) and of the authors' Theano code: `SETTINGS` and `make_indrnn`.
 """
 
+import contextlib
 import math
 import statistics
 from functools import partial
@@ -48,10 +49,17 @@ def add_arguments(parser):
 
 
 def run(args):
+    with contextlib.ExitStack() as held:
+        return run_alone(args, held)
+
+
+def run_alone(args, held):
+    """`held` keeps other runs out of the folder."""
+    if args.resume:
+        shared.hold(args.resume, held)
     checkpoint = args.resume and training.load_checkpoint(args.resume / "checkpoint.pt", "adding")
     settings = merge_settings(vars(args), checkpoint)
-    folder = args.resume or shared.new_folder(args.out, f"adding-T{settings['length']}")
-    print(f"adding problem, T = {settings['length']}, on {settings['device']}; results in {folder}")
+    folder = args.resume or shared.new_folder(args.out, f"adding-T{settings['length']}", held)
     names = ["IndRNN", "LSTM", "IRNN"] if settings["baselines"] else ["IndRNN"]
     learners = [make_learner(name, settings) for name in names]
     if checkpoint:
@@ -59,6 +67,7 @@ def run(args):
         if settings["target"] != checkpoint["settings"]["target"]:
             for learner in learners:
                 learner.reached = None
+    print(f"adding problem, T = {settings['length']}, on {settings['device']}; results in {folder}")
 
     def save():
         training.save_checkpoint(folder / "checkpoint.pt", "adding", settings, learners)

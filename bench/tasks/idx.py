@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import math
 import os
+import struct
 import zlib
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bench.arguments import UserError
 VARIABLE = "FASTINDRNN_DATA"
 SOURCE = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 LABELS, IMAGES = 2049, 2051
+PIECE = 1 << 20  # bytes unpacked at once
 FILES = {
     "train-images-idx3-ubyte": IMAGES,
     "train-labels-idx1-ubyte": LABELS,
@@ -43,7 +45,7 @@ def load(folder):
         raise UserError(f"there is no folder {folder} to read MNIST from; its files: {SOURCE}")
     arrays, hashes = {}, {}
     for name, magic in FILES.items():
-        path, content = read(folder, name)
+        path, content = read(folder, name, magic)
         arrays[name] = parse(path, content, magic)
         hashes[name] = hashlib.sha256(content).hexdigest()
     sets = {}
@@ -64,13 +66,22 @@ def load(folder):
     return sets, hashes
 
 
-def read(folder, name):
-    """The path of a file, packed or not, and its unpacked content."""
+def read(folder, name, magic):
+    """The path of a file, packed or not, and its unpacked content: no more of it than the sizes in
+    its header and one byte, whatever it unpacks to."""
     packed, plain = folder / f"{name}.gz", folder / name
     path = packed if packed.exists() else plain
     try:
-        content = path.read_bytes()
-        return path, gzip.decompress(content) if path == packed else content
+        with (gzip.open if path == packed else open)(path, "rb") as file:
+            content = bytearray(file.read(header_bytes(magic)))
+            found, *sizes = header(content) or [None]
+            wanted = len(content) + math.prod(sizes) + 1 if found == magic else 0
+            while len(content) < wanted:
+                more = file.read(min(PIECE, wanted - len(content)))
+                if not more:
+                    break
+                content += more
+            return path, bytes(content)
     except FileNotFoundError:
         raise UserError(f"{packed} is missing; it is at {SOURCE}{name}.gz") from None
     except OSError as error:  # gzip.BadGzipFile is one
@@ -79,20 +90,32 @@ def read(folder, name):
         raise broken(path, f"cannot be unpacked: {error}") from None
 
 
+def header_bytes(magic):
+    return 16 if magic == IMAGES else 8
+
+
+def header(content):
+    """The numbers of a header: the magic one and the sizes."""
+    count = len(content) // 4
+    return struct.unpack(f">{count}I", content[: 4 * count])
+
+
 def parse(path, content, magic):
     """The values as an array of the sizes in the header."""
-    header = 16 if magic == IMAGES else 8
-    if len(content) < header:
-        raise broken(path, f"{len(content)} bytes are too few for a header of {header}")
-    found, *sizes = np.frombuffer(content, ">u4", header // 4).tolist()
+    begin = header_bytes(magic)
+    if len(content) < begin:
+        raise broken(path, f"{len(content)} bytes are too few for a header of {begin}")
+    found, *sizes = header(content[:begin])
     if found != magic:
         raise broken(path, f"its magic number is {found}, not {magic}")
-    if len(content) - header != math.prod(sizes):
+    given, promised = len(content) - begin, math.prod(sizes)
+    if given != promised:
         shape = " x ".join(map(str, sizes))
-        raise broken(path, f"{len(content) - header} bytes of data, but the header says {shape}")
+        said = f"{given}" if given < promised else f"more than {promised}"
+        raise broken(path, f"{said} bytes of data, but the header says {shape}")
     if not math.prod(sizes):
         raise broken(path, "it is empty")
-    values = np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
+    values = np.frombuffer(content, np.uint8, offset=begin).reshape(sizes)
     if magic == LABELS and values.max() > 9:
         raise broken(path, f"a label is {values.max()}, but they are digits")
     return values

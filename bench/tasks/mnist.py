@@ -10,6 +10,7 @@ twentieth of the training file, 3,000 images; training on the 57,000 before them
 """
 
 import argparse
+import contextlib
 import copy
 import math
 import sys
@@ -70,21 +71,30 @@ def add_arguments(parser):
 
 
 def run(args):
+    with contextlib.ExitStack() as held:
+        return run_alone(args, held)
+
+
+def run_alone(args, held):
+    """`held` keeps other runs out of the folder."""
+    if args.resume:
+        shared.hold(args.resume, held)
     checkpoint = args.resume and training.load_checkpoint(args.resume / "checkpoint.pt", "mnist")
     settings = merge_settings(vars(args), checkpoint)
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     data, hashes = load_data(settings)
-    if checkpoint and checkpoint["settings"]["hashes"] != hashes:
+    if checkpoint and checkpoint["settings"].get("hashes") != hashes:
         raise UserError(f"{settings['data']} holds other images than the run to resume has seen")
     settings["hashes"] = hashes
     learner = make_learner(settings, data["train"][0].shape[1])
     name = f"mnist-{settings['model']}{settings['layers']}"
     folder = args.resume or shared.new_folder(
-        args.out, name + ("-permuted" if settings["permuted"] else "")
+        args.out, name + ("-permuted" if settings["permuted"] else ""), held
     )
     if checkpoint:
         training.restore([learner], checkpoint)
+        check_epochs(learner, steps_of_epoch(settings, data["train"]))
     kind = "permuted" if settings["permuted"] else "sequential"
     counts = ", ".join(f"{len(labels)} {part}" for part, (_, labels) in data.items())
     print(f"{kind} MNIST, {learner.name}, {parameters_line(settings, learner)}; images: {counts}")
@@ -156,6 +166,18 @@ def load_data(settings):
     }, hashes
 
 
+def steps_of_epoch(settings, data):
+    return math.ceil(len(data[0]) / settings["batch"])
+
+
+def check_epochs(learner, per_epoch):
+    """A UserError unless the steps are those of the epochs that were validated and of the next."""
+    shown = {"epoch", "step", "images", "accuracy", "loss", "settled_accuracy", "authors"}
+    rest = learner.step - per_epoch * len(learner.validations)
+    if not 0 <= rest <= per_epoch or any(line.keys() != shown for line in learner.validations):
+        raise UserError("the checkpoint does not fit the model: wrong validations")
+
+
 def pixels(images):
     """Bytes to [-1, 1)."""
     return images.float().div_(128).sub_(1)
@@ -164,7 +186,7 @@ def pixels(images):
 def train_epoch(learner, settings, data, save, stop):
     """The rest of the epoch in which the learner is."""
     images, labels = data
-    per_epoch = math.ceil(len(images) / settings["batch"])
+    per_epoch = steps_of_epoch(settings, data)
     epoch = len(learner.validations)
     # The order depends on seed and epoch alone, so that a resumed run finds its place in it.
     learner.generator.manual_seed(settings["seed"] * 1_000_003 + epoch)

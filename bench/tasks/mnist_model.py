@@ -30,7 +30,7 @@ INPUT_SLOPE = 8  # of kaiming_uniform_: weights of U(-b, b) with b^2 = 6 / (65 *
 class Classifier(training.Learner):
     """A learner whose steps also have an accuracy, and which is judged after each epoch."""
 
-    RECORD: ClassVar = (*training.Learner.RECORD, "accuracies", "validations")
+    RECORD: ClassVar = training.Learner.RECORD | {"accuracies": float, "validations": dict}
     SERIES: ClassVar = ("losses", "accuracies")
 
     accuracies: list[float] = field(default_factory=list)

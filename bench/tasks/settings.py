@@ -4,6 +4,7 @@ A task has `SETTINGS`, name: (default, type, help), and `FLAGS`, name: help.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,12 @@ import torch
 
 from bench import arguments
 from bench.arguments import UserError
+from bench.environment import remove_leftovers
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None
 
 
 def add_arguments(parser, task, settings, flags):
@@ -37,6 +44,7 @@ def merge(settings, flags, may_change, given, checkpoint):
     merged["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     given = {name: value for name, value in given.items() if name in merged}
     if checkpoint:
+        check(settings, flags, merged, checkpoint["settings"])
         merged |= checkpoint["settings"]
         for name, value in given.items():
             if name not in may_change and value != merged[name]:
@@ -49,13 +57,57 @@ def merge(settings, flags, may_change, given, checkpoint):
     return merged | given
 
 
-def new_folder(folder, name):
-    """The folder for the results, made if need be; it must not hold another run."""
+def check(settings, flags, merged, stored):
+    """A UserError unless what a checkpoint holds could have been given on the command line."""
+    kinds = {name.replace("-", "_"): parse for name, (_, parse, _) in settings.items()}
+    for name, default in merged.items():
+        value, parse = stored.get(name), kinds.get(name)
+        if parse is None:
+            fits = isinstance(value, bool)
+        elif isinstance(parse, tuple):
+            fits = value in parse
+        elif value is None:
+            fits = default is None and name in stored
+        else:
+            try:
+                parsed = parse(str(value))
+                fits = type(value) in (int, float, str) and str(parsed) == str(value)
+            except argparse.ArgumentTypeError:
+                # Of another machine: the caller says what is wrong with it.
+                fits = name == "device" and isinstance(value, str)
+        if not fits:
+            raise UserError(f"the run to resume has settings with a wrong {name}: {value!r}")
+
+
+def hold(folder, held):
+    """Keeps other runs out of a folder until `held`, an ExitStack, is closed; the system does when
+    the process ends. Removes what a killed run left in it.
+
+    Raises:
+        UserError: another run has it.
+    """
+    if not folder.is_dir():
+        return
+    if fcntl is not None:
+        folder_fd = os.open(folder, os.O_RDONLY)
+        held.callback(os.close, folder_fd)
+        try:
+            fcntl.flock(folder_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another run") from None
+        except OSError:
+            return  # a file system without locks: it may have another run, leave its files
+        remove_leftovers(folder)
+
+
+def new_folder(folder, name, held):
+    """The folder for the results, made if need be and held; it must not have another run."""
     folder = folder or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (folder / "checkpoint.pt").exists():
-        raise UserError(f"{folder} already holds a run; --resume {folder} goes on with it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    hold(folder, held)
+    if (folder / "checkpoint.pt").exists():
+        raise UserError(f"{folder} already holds a run; --resume {folder} goes on with it")
     return folder

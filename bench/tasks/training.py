@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import io
 import math
 import signal
 import statistics
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -42,7 +44,13 @@ except ModuleNotFoundError:
 class Learner:
     """One model with all that its training needs, and what the training has shown so far."""
 
-    RECORD: ClassVar = ("losses", "step_seconds", "seconds", "reached", "outcome")
+    RECORD: ClassVar = {  # name: its type, of a list that of its elements
+        "losses": float,
+        "step_seconds": float,
+        "seconds": float,
+        "reached": int | None,
+        "outcome": str,
+    }
     SERIES: ClassVar = ("losses",)  # the lists that get what each step's loss_of_step returns
 
     name: str
@@ -79,11 +87,35 @@ class Learner:
         }
 
     def load_state_dict(self, state):
+        """Raises a ValueError, or what its parts raise, for a state that is not of this learner."""
+        for name, kind in self.RECORD.items():
+            is_list = isinstance(getattr(self, name), list)
+            values = state[name] if is_list else [state[name]]
+            if not (isinstance(values, list) and all(isinstance(v, kind) for v in values)):
+                raise ValueError(f"{name} of {self.name} is of a wrong type")
+        if len({len(state[name]) for name in self.SERIES}) > 1:
+            raise ValueError(f"{' and '.join(self.SERIES)} of {self.name} differ in length")
         self.model.load_state_dict(state["model"])
+        made = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self._check_optimizer(made, trained=bool(state["losses"]))
         self.generator.set_state(state["generator"].cpu())
         for name in self.RECORD:
             setattr(self, name, state[name])
+
+    def _check_optimizer(self, made, trained):
+        """A ValueError unless what was loaded into Adam is that of these parameters, with the
+        options that the optimizer was `made` with, but for the learning rate."""
+        loaded = self.optimizer.state_dict()["param_groups"]
+        rate = {"lr": None}
+        if [group | rate for group in loaded] != [group | rate for group in made]:
+            raise ValueError(f"the optimizer of {self.name} has other options")
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                shapes = {name: value.shape for name, value in self.optimizer.state[p].items()}
+                moments = {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
+                if shapes != (moments if trained else {}):
+                    raise ValueError(f"the optimizer of {self.name} lacks the state of a parameter")
 
 
 @contextlib.contextmanager
@@ -206,37 +238,53 @@ def save_checkpoint(path, task, settings, learners):
         "random_state": torch.get_rng_state(),
         "cuda_random_states": torch.cuda.get_rng_state_all(),
     }
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    # torch.save says of a full disk no more than that a write failed.
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    write_atomically(path, lambda temporary: temporary.write_bytes(whole.getbuffer()))
 
 
 def restore(learners, checkpoint):
     """Puts the learners where the checkpoint left them; those that it does not hold start anew."""
-    for learner in learners:
-        if learner.name not in checkpoint["learners"]:
-            continue
-        try:
-            learner.load_state_dict(checkpoint["learners"][learner.name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the checkpoint does not fit the model: {reason}") from None
-    torch.set_rng_state(checkpoint["random_state"])
-    for index, state in enumerate(checkpoint["cuda_random_states"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, index)
+    states = checkpoint["learners"]
+    try:
+        if learners[0].name not in states:
+            raise ValueError(f"it lacks {learners[0].name}")
+        for learner in learners:
+            if learner.name in states:
+                learner.load_state_dict(states[learner.name])
+        torch.set_rng_state(checkpoint["random_state"])
+        for index, state in enumerate(
+            checkpoint["cuda_random_states"][: torch.cuda.device_count()]
+        ):
+            torch.cuda.set_rng_state(state, index)
+    except KeyError as error:
+        raise UserError(f"the checkpoint does not fit the model: it lacks {error}") from None
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the checkpoint does not fit the model: {reason}") from None
 
 
 def load_checkpoint(path, task):
     """The content of a checkpoint, or a UserError that says what is wrong with the file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if "weights_only" in str(error):  # PyTorch's text says how to load the file unsafely
+            reason = "it holds more than tensors and plain values"
         raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
     if not isinstance(content, dict) or content.get("format") != 1:
         raise UserError(f"{path} is not a checkpoint of this version of the benchmark")
     if content.get("task") != task:
         raise UserError(f"{path} is of python -m bench {content.get('task')}, not of {task}")
+    for name, kind in (("settings", dict), ("learners", dict), ("cuda_random_states", list)):
+        if not isinstance(content.get(name), kind):
+            raise UserError(f"{path} has been changed: {name} is not a {kind.__name__}")
     return content
 
 
