@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,11 +84,16 @@ def _has_triton() -> bool:
 def inspect(checkpoint: Path, out: Path) -> int:
     """Prints a line for each recurrence in a checkpoint and draws them; 2 if that cannot be."""
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return _refuse(f"there is no file {checkpoint}")
     except Exception as error:  # whatever a file that is no checkpoint brings about
-        return _refuse(f"{checkpoint} is no checkpoint that can be read: {_first_line(error)}")
+        reason = _first_line(error)
+        if "weights_only" in str(error):  # PyTorch's text says how to load the file unsafely
+            reason = "it holds more than tensors and plain values; save a state_dict()"
+        return _refuse(f"{checkpoint} is no checkpoint that can be read: {reason}")
     layers = read_memory(content) if isinstance(content, dict) else []
     layers = [layer for layer in layers if layer.u.numel()]
     if not layers:

@@ -223,12 +223,14 @@ def test_inspect_refuses(tmp_path, capsys):
     torch.save(nn.RNN(5, 7).state_dict(), tmp_path / "other.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     torch.save(IndRNN(5, 7), tmp_path / "module.pt")
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "script.pt")
     torch.save(IndRNN(5, 7).state_dict(), tmp_path / "good.pt")
     expected = {
         "missing.pt": "there is no file",
         "broken.pt": "is no checkpoint that can be read",
         "empty.pt": "is no checkpoint that can be read",
-        "module.pt": "is no checkpoint that can be read",
+        "module.pt": "it holds more than tensors and plain values",
+        "script.pt": "it holds more than tensors and plain values",
         "other.pt": "holds no recurrent vector",
         "tensor.pt": "holds no recurrent vector",
     }
@@ -239,6 +241,7 @@ def test_inspect_refuses(tmp_path, capsys):
         assert text in printed.err
         assert str(tmp_path / name) in printed.err
         assert len(printed.err.splitlines()) == 1
+        assert "weights_only" not in printed.err, "no advice to run what is in the file"
     assert main(["inspect", str(tmp_path / "good.pt"), "--out", str(tmp_path / "good.pt")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -246,7 +249,7 @@ def test_inspect_refuses(tmp_path, capsys):
 def test_command_line(tmp_path):
     torch.save(IndRNN(5, 7).state_dict(), tmp_path / "trained.pt")
     command = [sys.executable, "-m", "fastindrnn", "inspect", "trained.pt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "weight_hh_l0" in done.stdout
     assert (tmp_path / "trained.memory.png").exists()
