@@ -1,10 +1,20 @@
 """Without a GPU, Triton's kernels run in its interpreter, which must be chosen before triton is
-imported."""
+imported. How fast the machine is decides no test: hypothesis has no deadline."""
 
 import os
 
 import pytest
 import torch
+
+try:
+    from hypothesis import HealthCheck, settings
+except ModuleNotFoundError:  # bench/gpu.sh runs the tests that do without it
+    pass
+else:
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -42,7 +42,7 @@ def wheel(checkout):
 
 
 def pip(*words):
-    subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True)
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):

@@ -287,7 +287,8 @@ def test_in_child_processes(start, tmp_path):
         pytest.skip("no fork on this system")
     script = tmp_path / "children.py"
     script.write_text(_CHILD.replace("if True:\n", "", 1).replace("\n    ", "\n").lstrip())
-    subprocess.run([sys.executable, str(script), start], check=True, timeout=120)
+    command = [sys.executable, str(script), start]
+    subprocess.run(command, check=True, timeout=600)  # it could hang
 
 
 def test_without_a_folder_for_the_cache(tmp_path):
