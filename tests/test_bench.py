@@ -254,6 +254,7 @@ EDITED = {  # what was done to a checkpoint, and what the one line says
     "no settings": (remove("settings"), "has been changed: settings is not a dict"),
     "no length": (remove("settings", "length"), "settings with a wrong length: None"),
     "a length in words": (put("ten", "settings", "length"), "with a wrong length: 'ten'"),
+    "a length in quotes": (put("20", "settings", "length"), "with a wrong length: '20'"),
     "a negative batch": (put(-4, "settings", "batch"), "settings with a wrong batch: -4"),
     "a rate of nan": (put(float("nan"), "settings", "lr"), "settings with a wrong lr: nan"),
     "a flag of 2": (put(2, "settings", "keep_going"), "with a wrong keep_going: 2"),

@@ -71,7 +71,7 @@ def check(settings, flags, merged, stored):
         else:
             try:
                 parsed = parse(str(value))
-                fits = type(value) in (int, float, str) and str(parsed) == str(value)
+                fits = (str(parsed) if isinstance(parsed, Path) else parsed) == value
             except argparse.ArgumentTypeError:
                 # Of another machine: the caller says what is wrong with it.
                 fits = name == "device" and isinstance(value, str)
@@ -89,9 +89,9 @@ def hold(folder, held):
     if not folder.is_dir():
         return
     if fcntl is not None:
-        folder_fd = os.open(folder, os.O_RDONLY)
-        held.callback(os.close, folder_fd)
         try:
+            folder_fd = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, folder_fd)
             fcntl.flock(folder_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another run") from None
