@@ -1,11 +1,13 @@
 """python -m bench speed and report: what is checked, skipped, judged, written and drawn."""
 
 import contextlib
+import errno
 import importlib
 import importlib.machinery
 import importlib.util
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -38,6 +40,7 @@ budget, candidates, cases, checks, claims, command, growth, memory, report, tabl
     )
 )
 Inputs = importlib.import_module("bench.speed.inputs").Inputs
+environment = importlib.import_module("bench.environment")
 main = importlib.import_module("bench.__main__").main
 TINY = ["--device", "cpu", "--rounds", "2"]
 # Nothing takes too long, however slow the machine is at that moment.
@@ -423,6 +426,27 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
         cases.SCAN_FORWARD,
         cases.SCAN_BACKWARD,
     ] * 2
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    path, done = tmp_path / "report.json", []
+    path.write_text("old")
+
+    def sync(file):
+        done.append((os.fstat(file).st_size, path.read_text()))
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    environment.write_json(path, ["new"])
+    assert done == [(path.stat().st_size, "old")]
+    assert json.loads(path.read_text()) == ["new"]
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Exception, match=r"json cannot be written: No space left.*; the one from b"):
+        environment.write_json(path, ["newer"])
+    assert json.loads(path.read_text()) == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_slopes_are_the_exponents_of_powers():
