@@ -154,7 +154,7 @@ def _choose(strategy, x, weight, h, B, T, halves, nonlinearity, cu_seqlens, leng
         obstacle = "tanh is not a clamp and cannot be folded"
     elif device.family is None:
         obstacle = "it knows no matrix instructions of this GPU"
-    elif x.dtype == torch.bfloat16 and not x.is_cuda:
+    elif x.dtype == torch.bfloat16 and not isinstance(_fused_fwd_kernel, triton.JITFunction):
         obstacle = "Triton's interpreter cannot multiply bfloat16"
     elif K == 0:
         obstacle = "there is no product with 0 features"

@@ -1,8 +1,10 @@
-"""Without a GPU, Triton's kernels run in its interpreter, which must be chosen before triton is
-imported. How fast the machine is decides no test: hypothesis has no deadline."""
+"""Without a GPU, Triton's kernels run in its interpreter, or with --emulator as compiled code on an
+emulator. Which of the two must be known before triton is imported. How fast the machine is decides
+no test: hypothesis has no deadline."""
 
 import os
 
+import emulator
 import pytest
 import torch
 
@@ -16,8 +18,52 @@ else:
     )
     settings.load_profile("patient")
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fastindrnn")
+    group.addoption(
+        "--emulator",
+        metavar="FOLDER",
+        help="compile the Triton kernels and run their tests, and no others, on the emulator of "
+        "NVIDIA's instructions in this folder (ptxemu.py, ptxrun.py)",
+    )
+    group.addoption(
+        "--target", choices=list(emulator.FAMILY), default="sm_90", help="what it emulates"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("emulator"):
+        if torch.cuda.is_available():
+            raise pytest.UsageError("--emulator is for machines without a GPU")
+        emulator.use(config.getoption("emulator"), config.getoption("target"))
+    elif not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(config, items):
+    if not emulator.is_used():
+        return
+    kept = [item for item in items if item.get_closest_marker("triton")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter):
+    if emulator.is_used():
+        terminalreporter.write_line(emulator.summary())
+
+
+@pytest.fixture(autouse=True)
+def triton_device(request):
+    """Where there is no GPU and the emulator is asked for, Triton's launches run on it."""
+    if not emulator.is_used():
+        yield
+        return
+    seed = emulator.seed_of(request.node.nodeid)
+    print(f"emulator of {request.config.getoption('target')}, seed {seed}")
+    with emulator.device(seed):
+        yield
 
 # torch.compile traces and compiles in each run of the tests. A graph that it kept from an earlier
 # run is found by the code of the graph, which does not change with our fake results: it would hide

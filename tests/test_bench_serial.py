@@ -9,10 +9,11 @@ import textwrap
 import types
 from pathlib import Path
 
+import emulator
 import pytest
 import torch
 from fastindrnn.kernels import reference
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, gradients_by_formula, inputs
 from tolerance import assert_close_to_reference
@@ -48,9 +49,10 @@ def serial():
     return load("serial")
 
 
+@pytest.mark.triton
 @pytest.mark.usefixtures("poisoned_memory")
 class TestSerial:
-    @settings(max_examples=40, deadline=None)
+    @emulator.examples(40)
     @given(cases)
     def test_against_reference(self, serial, case):
         (a, u, _, _), (grad_h, _) = inputs(case)

@@ -229,6 +229,7 @@ def test_another_implementation_is_compared_with_ours(monkeypatch):
         bench().measure(CASE, inputs, ("IndRNN", "PyTorch loop"))
 
 
+@pytest.mark.triton
 def test_the_loop_and_the_serial_kernel_compute_an_indrnn():
     """In Triton's interpreter where there is no GPU."""
     pytest.importorskip("triton")

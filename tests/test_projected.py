@@ -179,6 +179,7 @@ def test_bidirectional_in_the_reference():
             torch.testing.assert_close(indrnn(*arguments, **options), expected)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_strategies_agree(bidirectional):
     arguments = torch.randn(3, 40, 5), torch.randn(8, 5), torch.randn(8), torch.rand(8)

@@ -1,21 +1,24 @@
-"""The projection fused with the recurrence: in Triton's interpreter, or on a GPU where there is
-one."""
+"""The projection fused with the recurrence: on a GPU if there is one, else in Triton's interpreter
+or on the emulator."""
 
 import math
 
+import emulator
 import pytest
 import torch
 import triton.language as tl
 from fastindrnn.kernels import launch, model, reference
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, cases, gradients_by_formula, inputs, sizes_of_sums
 from tolerance import assert_close_to_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = DEVICE == "cpu" and not emulator.is_used()
 
 # States that outgrow their dtype are part of these tests; numpy, the interpreter's engine, warns.
 pytestmark = [
+    pytest.mark.triton,
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) enc.*:RuntimeWarning"),
     pytest.mark.usefixtures("poisoned_memory", "products_of_bfloat16"),
 ]
@@ -24,7 +27,7 @@ pytestmark = [
 @pytest.fixture
 def products_of_bfloat16(monkeypatch):
     """The interpreter keeps bfloat16 as integers, and multiplies these in its `dot`."""
-    if DEVICE == "cuda":
+    if not INTERPRETED:
         return
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -48,7 +51,7 @@ def on_device(x):
 # (lanes, run) of every kind of accumulator, small tiles, and tiles with a K of one block.
 tiles = st.builds(
     lambda block_n, block_t, block_k, layout: model.Tile(block_n, block_t, block_k, 4, 2, *layout),
-    st.just(16 if DEVICE == "cpu" else 64),
+    st.just(16 if INTERPRETED else 64),
     st.sampled_from([16, 32]),
     st.sampled_from([16, 32]),
     st.sampled_from([(4, 2), (2, 4), (1, 1)]),
@@ -127,7 +130,7 @@ def check_forward(case, K, halves, choice, has_bias=True):
         assert_close_to_reference(*three, what=what)
 
 
-@settings(max_examples=60, deadline=None)
+@emulator.examples(60)
 @given(layers, st.sampled_from([1, 3, 16, 20, 33]), st.sampled_from([1, 2]), choices, st.booleans())
 def test_layer_against_reference(case, K, halves, choice, has_bias):
     check_forward(case, K, halves, choice, has_bias)
@@ -161,7 +164,7 @@ def check_backward(case, K, choice):
         assert_close_to_reference(three[0].cpu(), *three[1:], what=what, magnitude=magnitude)
 
 
-@settings(max_examples=60, deadline=None)
+@emulator.examples(60)
 @given(layers, st.sampled_from([1, 3, 16, 20, 33]), choices)
 def test_backward_of_a_stack_against_the_formula(case, K, choice):
     check_backward(case, K, choice._replace(slices=1))
@@ -249,6 +252,21 @@ def test_what_the_fused_kernel_cannot():
     for options in ({"nonlinearity": "tanh"}, {}):
         dtype = torch.float64 if not options else torch.float32
         run_forward(x.to(dtype), weight.to(dtype), None, u, None, None, **options)
+
+
+def test_the_interpreter_alone_cannot_fuse_bfloat16():
+    x, weight, u = torch.randn(2, 9, 5), torch.randn(7, 5), torch.rand(7)
+    x, weight, u = (y.bfloat16() for y in (x, weight, u))
+    if INTERPRETED:
+        with pytest.raises(ValueError, match="bfloat16"):
+            run_forward(x, weight, None, u, None, None, strategy="fused")
+        return
+    actual = run_forward(x, weight, None, u, None, None, strategy="fused")
+    options = {"nonlinearity": "relu", "reverse": False}
+    expected = by_reference(*map(double, (x, weight, None, u, None)), 1, options)
+    loop = by_reference(x, weight, None, u, None, 1, options)
+    for three in zip(actual, expected, loop, strict=True):
+        assert_close_to_reference(*three)
 
 
 def test_model_fuses_narrow_products_and_splits_wide_ones():

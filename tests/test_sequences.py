@@ -159,7 +159,7 @@ def test_steps_of_both_directions_are_refused():
 
 
 @pytest.mark.parametrize("stack", ["bidirectional", "dense"])
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=pytest.mark.triton), "reference"])
 def test_backends_agree(stack, backend):
     module = make(stack, "layer")
     pieces, lengths = batch(), torch.tensor(LENGTHS)

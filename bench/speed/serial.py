@@ -22,8 +22,9 @@ OPTIONS = {"num_warps": BLOCK // 32, "num_stages": 1, "enable_fp_fusion": True}
 
 @triton.jit
 def _channels(B, N, BLOCK: tl.constexpr):
-    """Sequence and channel of each thread, and which threads store: those past the last channel
-    load it too, for a load without a mask is one instruction."""
+    """Sequence and channel of each thread, and which threads store. Those past the last channel
+    load it too, for a load without a mask is one instruction; but not from a, where another thread
+    may store h."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     owned = tl.minimum(index, B * N - 1)
     return (owned // N).to(tl.int64), owned % N, index < B * N
@@ -50,7 +51,7 @@ def _serial_fwd_kernel(
     h_ptrs = h_ptr + b * stride_hb + offs_n
     h = tl.zeros([BLOCK], tl.float32)
     for _ in range(T):
-        z = tl.load(a_ptrs).to(tl.float32) + u * h
+        z = tl.load(a_ptrs, mask=stores).to(tl.float32) + u * h
         h = tl.where(z > 0.0, z, 0.0)
         tl.store(h_ptrs, h, mask=stores)
         a_ptrs += stride_at

@@ -1,0 +1,76 @@
+"""Chained tiles, whose programs wait for each other, in many orders of their CTAs and warps."""
+
+import emulator
+import pytest
+import torch
+from fastindrnn.kernels import launch, model, reference
+from scan_cases import Case, gradients_by_formula, inputs, sizes_of_sums
+from test_projection_triton import by_reference, double, layer_inputs, run_forward
+from tolerance import assert_close_to_reference
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not emulator.is_used(), reason="needs --emulator"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
+K, SCHEDULES = 16, 40
+
+
+def forward(case, choice):
+    """A function that launches, what it has to return, and that by plain PyTorch in its dtype."""
+    x, weight, bias, u, h0, options = layer_inputs(case, K, 1)
+    expected = by_reference(*map(double, (x, weight, bias, u, h0)), 1, options)
+    loop = by_reference(x, weight, bias, u, h0, 1, options)
+    return lambda: run_forward(x, weight, bias, u, h0, choice, **options), expected, loop, {}
+
+
+def backward(case, choice):
+    """As `forward`, and the sizes of what is summed."""
+    (a, u, h0, options), (_, grad_h_n) = inputs(case)
+    grad_next, weight, *_ = layer_inputs(case, K, 1)
+    weight = weight.t().contiguous()
+    h, _ = reference.scan(a, u, h0, **options)
+    arguments = grad_next, weight, grad_h_n, h, u, h0
+
+    def by_formula(dtype):
+        x, w, *rest = (y.to(dtype) for y in arguments)
+        return gradients_by_formula(x @ w, *rest, **options, grad_clip=case.grad_clip)
+
+    def run():
+        clip = {"grad_clip": case.grad_clip}
+        return launch.projected_backward(*arguments, choice=choice, **options, **clip)
+
+    expected = by_formula(torch.float64)
+    magnitudes = sizes_of_sums(expected[0], h, h0)
+    sums = {1: magnitudes["grad_u"], 3: magnitudes["grad_b"]}
+    return run, expected, by_formula(case.dtype), sums
+
+
+def is_right(actual, expected, loop, magnitudes):
+    try:
+        for i, three in enumerate(zip(actual, expected, loop, strict=True)):
+            assert_close_to_reference(*three, magnitude=magnitudes.get(i, 0.0))
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("N", [64, 128])
+@pytest.mark.parametrize("way", [forward, backward])
+def test_chained_tiles_in_many_schedules(way, N):
+    """With 2 to 6 tiles of a chain under way at a time, in the model's own tiles."""
+    case = Case(1, 768, N, dtype=torch.bfloat16, grad_clip=3.0)
+    cut = model.tile(emulator.family(), N, K, 2, way is backward, aligned=True)
+    run, *wanted = way(case, model.Choice(cut, True, 1))
+    wrong, races = [], {}
+    for seed in range(SCHEDULES):
+        with emulator.device(seed, may_race=True, resident=2 + seed % 5) as launches:
+            if not is_right(run(), *wanted):
+                wrong.append(seed)
+        for _, found in launches:
+            if emulator.races_of(found):
+                races[seed] = emulator.races_of(found)
+    assert (len(wrong), len(races)) == (0, 0), (
+        f"of {SCHEDULES} schedules {len(wrong)} wrong {wrong}, {len(races)} with a race, "
+        f"such as {next(iter(races.items()), None)}"
+    )
