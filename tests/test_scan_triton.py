@@ -135,6 +135,18 @@ def test_bounds_hold_infinities(nonlinearity):
     torch.testing.assert_close(h, reference.scan(a, u, nonlinearity=nonlinearity)[0])
 
 
+@pytest.mark.parametrize("u", [-0.5, -1.0, -1.5])
+def test_an_infinite_input_ends_at_the_bound(u):
+    """As the first step of a chunk, the infinity meets the upper end of all states, times u: where
+    that is not infinite itself, no NaN comes of it, and 0 follows."""
+    a = torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(3))
+    a[0, 16, 1], a[0, 24, 2] = torch.inf, torch.inf
+    h, u = torch.zeros_like(a), torch.full((3,), u)
+    forward(a, u, None, h, chunks=5, rows=4)
+    torch.testing.assert_close(h, reference.scan(a, u)[0])
+    assert h.isfinite().sum() == h.numel() - 2
+
+
 def test_zero_times_an_overflowed_product_is_zero():
     """A run of steps multiplies its start by u^length, here beyond the dtype; 0 stays 0."""
     a, u, h = torch.zeros(1, 40, 2), torch.tensor([1e9, -1e9]), torch.empty(1, 40, 2)
