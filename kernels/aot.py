@@ -4,8 +4,9 @@
 
 prints what decides each kernel's speed: registers, bytes spilled, bytes of shared memory, barriers,
 instructions, and how many of these the main loop issues for one element; of a fused kernel those
-outside of the loop over K, which compute no product. TRITON_INTERPRET, which replaces the compiler,
-must not be set.
+outside of the loop over K, which compute no product. Where the compiler crashes or raises an error,
+the line of the kernel says so, and the exit status is 1. TRITON_INTERPRET, which replaces the
+compiler, must not be set.
 """
 
 import argparse
@@ -13,11 +14,13 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import triton
@@ -25,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .chunks import _scan_carry_kernel, _scan_fold_kernel
+from .launch_projection import CHAINS_ON_AMD
 from .launch_scan import BOUNDS, OPTIONS
 from .model import constants_of, options_of, plan, tile
 from .projection import _fused_bwd_kernel, _fused_fwd_kernel
@@ -74,6 +78,15 @@ class Report(NamedTuple):
     per_element: float | None
 
 
+class Failure(NamedTuple):
+    """A kernel that the compiler did not compile."""
+
+    target: str
+    dtype: str
+    name: str
+    reason: str  # "SIGSEGV", or the error in a line
+
+
 def cases(target: str) -> list[Case]:
     """Every kernel with every dtype it takes, and every option at least once."""
     return scan_cases(TARGETS[target].warp_size) + fused_cases(FAMILY[target])
@@ -109,20 +122,22 @@ def fused_cases(family: str) -> list[Case]:
             Case(f"{name} {nonlinearity}", kernel, dtype, constants, aligned, options_of(cut))
         )
 
-    chain = ("ticket_ptr", "states_ptr", "h0_ptr", "g_n_ptr", "lengths_ptr", "resets_ptr", "clip")
+    chain = ("ticket_ptr", "states_ptr") if family != "mfma" or CHAINS_ON_AMD else ()
+    everything = (*chain, "h0_ptr", "g_n_ptr", "lengths_ptr", "resets_ptr", "clip")
     add("fused", "bf16")
     add("fused, narrow", "bf16", K=128)
     add("fused, both directions", "fp16", HALVES=2, REVERSE=True)
     add("fused, matrix units", "fp32")
     add("fused, odd K and N", "bf16", K=77, aligned=False)
-    add("fused, chained", "bf16", given=chain[:2])
-    add("fused, chained and narrow", "bf16", K=128, given=chain[:2])
+    if chain:
+        add("fused, chained", "bf16", given=chain)
+        add("fused, chained and narrow", "bf16", K=128, given=chain)
     add("fused backward, narrow", "bf16", K=128, backward=True, given=("clip",))
-    add("fused, all options", "bf16", 512, "hardtanh", REVERSE=True, given=chain)
+    add("fused, all options", "bf16", 512, "hardtanh", REVERSE=True, given=everything)
     add("fused backward", "bf16", backward=True)
     add("fused backward, clip", "bf16", backward=True, given=("clip",))
     add("fused backward, matrix units", "fp32", backward=True, given=("clip",))
-    add("fused backward, all options", "bf16", 512, "relu6", True, REVERSE=True, given=chain)
+    add("fused backward, all options", "bf16", 512, "relu6", True, REVERSE=True, given=everything)
     return found
 
 
@@ -285,21 +300,73 @@ def _loops(targets: list[int | None]) -> list[tuple[int, int]]:
     return sorted(ends.items(), key=lambda loop: loop[1])
 
 
-def compile_all(targets: list[str], processes: int = 2) -> list[Report]:
-    """Every case for each of these targets."""
+def compile_all(targets: list[str], processes: int = 2) -> list[Report | Failure]:
+    """Every case for each of these targets, in this many processes."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 replaces Triton's compiler: unset it")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        jobs = [pool.submit(_compile, t, i) for t in targets for i in range(len(cases(t)))]
-        return [job.result() for job in jobs]
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for _ in range(processes):
+        idle.put(_Worker())
+
+    def compile_one(target: str, position: int) -> Report | Failure:
+        worker = idle.get()
+        try:
+            return worker.compile_case(target, position)
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(processes) as pool:
+        jobs = [pool.submit(compile_one, t, i) for t in targets for i in range(len(cases(t)))]
+        reports = [job.result() for job in jobs]
+    for _ in range(processes):
+        idle.get().stop()
+    return reports
 
 
-def _compile(target: str, position: int) -> Report:
-    return compile_case(cases(target)[position], target)
+class _Worker:
+    """A process that compiles one case at a time, and another one after each that crashed."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, of_process = context.Pipe()
+        self._process = context.Process(target=_serve, args=(of_process,), daemon=True)
+        self._process.start()
+        of_process.close()  # so that nobody holds that end when the process is gone
+
+    def compile_case(self, target: str, position: int) -> Report | Failure:
+        try:
+            self._connection.send((target, position))
+            return self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+        code = self._process.exitcode
+        self._start()
+        case = cases(target)[position]
+        reason = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return Failure(target, case.dtype, case.name, reason)
+
+    def stop(self) -> None:
+        self._connection.send(None)
+        self._process.join()
 
 
-def main(arguments: list[str]) -> None:
+def _serve(connection) -> None:
+    """Compiles what is asked for, until it is None."""
+    while request := connection.recv():
+        target, position = request
+        case = cases(target)[position]
+        try:
+            report: Report | Failure = compile_case(case, target)
+        except Exception as error:  # whatever the compiler raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            report = Failure(target, case.dtype, case.name, reason)
+        connection.send(report)
+
+
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastindrnn.kernels.aot", description=__doc__)
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--processes", type=int, default=2)
@@ -310,18 +377,28 @@ def main(arguments: list[str]) -> None:
           "per element")  # fmt: skip
     reports = compile_all(options.target, options.processes)
     for report in reports:
+        line = f"{report.target:7} {report.dtype:6} {report.name:39}"
+        if isinstance(report, Failure):
+            print(f"{line} not compiled: {report.reason}")
+            continue
         per_element = "" if report.per_element is None else f"{report.per_element:.1f}"
         print(
-            f"{report.target:7} {report.dtype:6} {report.name:39}{report.registers:9}"
-            f"{report.spilled:8}{report.shared:7}{report.barriers:9}{report.instructions:13}"
-            f"{per_element:>12}"
+            f"{line}{report.registers:9}{report.spilled:8}{report.shared:7}{report.barriers:9}"
+            f"{report.instructions:13}{per_element:>12}"
         )
+    failures = [report for report in reports if isinstance(report, Failure)]
+    spilled = sum(isinstance(report, Report) and report.spilled > 0 for report in reports)
+    print(
+        f"{len(reports)} kernels: {len(reports) - len(failures)} compiled, {spilled} spill, "
+        f"{len(failures)} not compiled"
+    )
     if options.out:
         rows = [report._asdict() for report in reports]
         options.out.write_text(
             json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n"
         )
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

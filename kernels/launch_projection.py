@@ -10,7 +10,9 @@ from .launch_scan import BOUNDS, device_of, scan_backward, scan_forward
 from .model import choose, constants_of, options_of
 from .projection import _fused_bwd_kernel, _fused_fwd_kernel
 
-_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+# On AMD, Triton before 3.9 hoists the load that a tile waits by out of its loop, or does not
+# compile it.
+CHAINS_ON_AMD = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
 
 
 def indrnn_forward(
@@ -170,8 +172,7 @@ def _choose(strategy, x, weight, h, B, T, halves, nonlinearity, cu_seqlens, leng
         y.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in y.stride()[:-1])
         for y in tensors
     )
-    # On AMD, Triton before 3.9 hoists the load that a tile waits by out of its loop.
-    can_chain = cu_seqlens is None and not (torch.version.hip and _TRITON < (3, 9))
+    can_chain = cu_seqlens is None and (CHAINS_ON_AMD or not torch.version.hip)
     most_slices = B if cu_seqlens is None and not _is_time_first(h) else 1
     return choose(
         device,

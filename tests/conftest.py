@@ -28,6 +28,13 @@ def pytest_addoption(parser):
         "NVIDIA's instructions in this folder (ptxemu.py, ptxrun.py)",
     )
     group.addoption(
+        "--triton",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="another version of Triton for -m slow to compile all kernels with",
+    )
+    group.addoption(
         "--target", choices=list(emulator.FAMILY), default="sm_90", help="what it emulates"
     )
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,45 @@ TABLE = Path(__file__).parent.parent / "bench" / "results" / "sass.json"
 TARGETS = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
 
 
+# The compiler's place taken by one that fails: processes that are spawned run this file too.
+FAILING = """if True:
+    import os, signal, sys
+    from fastindrnn.kernels import aot
+
+    def compile_case(case, target):
+        if (case.name, case.dtype) == ("carry", "fp32"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if case.name == "forward tanh":
+            raise RuntimeError("no such layout:\\n    blocked")
+        return aot.Report(target, case.dtype, case.name, 64, 0, 0, 0, 500, None)
+
+    aot.compile_case = compile_case
+    if __name__ == "__main__":
+        sys.exit(aot.main(sys.argv[1:]))
+"""
+
+
+def run(folder, script, *arguments, **variables):
+    """In a process of its own, because the interpreter, once chosen, replaces the compiler."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
+    file = folder / "compile.py"
+    file.write_text(textwrap.dedent(script.removeprefix("if True:\n")))
+    command = [sys.executable, str(file), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def compile_all(folder, **variables):
+    found = run(folder, SCRIPT, *TARGETS, **variables)
+    assert found.returncode == 0, found.stderr
+    reports = json.loads(found.stdout.splitlines()[-1])
+    failures = [report for report in reports if "reason" in report]
+    assert not failures, f"{len(failures)} of {len(reports)} do not compile: {failures}"
+    return reports
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """In a process of its own, because the interpreter, once chosen, replaces the compiler."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = tmp_path_factory.mktemp("aot") / "compile_all.py"
-    script.write_text(SCRIPT.replace("\n    ", "\n").removeprefix("if True:\n"))
-    found = subprocess.run(
-        [sys.executable, str(script), *TARGETS], env=environment, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout.splitlines()[-1])
+    return compile_all(tmp_path_factory.mktemp("aot"))
 
 
 def by_kernel(reports):
@@ -81,3 +110,32 @@ def test_no_kernel_grows_by_a_tenth(reports):
         for what in ("instructions", "per_element"):
             if report[what] is not None:
                 assert report[what] <= 1.1 * before[key][what], (key, what)
+
+
+def test_a_crash_of_the_compiler_is_a_line_of_the_result(tmp_path):
+    found = run(tmp_path, FAILING, "--target", "sm_90", "--processes", "1")
+    assert found.returncode == 1, found.stderr
+    lines = [line for line in found.stdout.splitlines() if "not compiled" in line]
+    by_name = {tuple(line.split()[1:3]): line.split("not compiled: ")[1] for line in lines[:-1]}
+    assert by_name == {
+        ("fp32", "carry"): "SIGKILL",
+        ("fp32", "forward"): "RuntimeError: no such layout: blocked",
+        ("fp64", "forward"): "RuntimeError: no such layout: blocked",
+    }
+    assert lines[-1].endswith("0 spill, 3 not compiled")
+
+
+def pytest_generate_tests(metafunc):
+    if "other_triton" in metafunc.fixturenames:
+        metafunc.parametrize("other_triton", metafunc.config.getoption("triton"))
+
+
+@pytest.mark.slow
+def test_other_versions_of_triton(other_triton, tmp_path):
+    """In each folder of --triton one that `pip install --no-deps --target FOLDER triton==...` made.
+
+    All kernels compile; what they spill is little.
+    """
+    reports = compile_all(tmp_path, PYTHONPATH=other_triton)
+    spills = {key: report["spilled"] for key, report in by_kernel(reports).items()}
+    assert max(spills.values()) <= 128, {key: n for key, n in spills.items() if n}
