@@ -1,9 +1,19 @@
 """Chunks of time as single maps, and the state in which each chunk starts: see `clamped_affine`.
 
-A chunk is folded into P, Q, E0, E1 for each channel, F(s) = clamp(P + Q * s, E0, E1) with E0 and E1
-in either order. Where a recurrence has no bounds, E0 and E1 are not used. A chunk that forgets its
-start has Q = NaN. The state of the backward is the message u * d. An infinite state counts as the
-largest finite number from one chunk to the next.
+A chunk is folded into four numbers for each channel, F(s) = clamp(P + Q * s, E0, E1) with E0 and E1
+in either order: the images of the two ends of the domain. A recurrence without bounds has no E1,
+and its E0 is F(0). A chunk that forgets its start has Q = NaN and is the constant E0. The state of
+the backward is u * d, the gradient that reaches h_t from later steps.
+
+Where |Q| = |u|^steps is so large that P + Q * s could be inf - inf, the chunk is a threshold,
+F(s) = clamp((s - S) * Q, E0, E1), and S stands in the place of P: with R = |u|^-steps, which fades,
+
+    R' = R / u        S' = S - p * R'        from S = 0, R = 1, for a step s -> p + u * s
+
+A map of finite numbers says nothing about infinities and NaN, and next to the threshold rounding
+decides where a state goes. There the end of a chunk is unknown before the chunk has run: it runs,
+and all later ones after it, as if time had not been cut. So the number of chunks never decides
+whether a result is finite.
 
 Floor: a, or g and h, read once; for each element of relu's forward 3 multiplications.
 """
@@ -19,29 +29,42 @@ _FLUSH = 16
 
 
 @njit(inline="always")
-def _power(base, exponent):
-    result = type(base)(1)
+def _power(u, exponent):
+    """In float64, as each square doubles the relative error of all before it."""
+    base, result = np.float64(u), np.float64(1)
     while exponent > 0:
         if exponent & 1:
             result *= base
         base *= base
         exponent >>= 1
-    return result
+    return type(u)(result)
 
 
 @njit(inline="always")
-def _store(x, b, n0, n, chunk, P, Q, E0, E1, bounded, most):
-    """The map of a chunk, without infinities in P and Q: P + Q*s shall form no inf - inf and no
-    0*inf. Between bounds a NaN of P goes too: where it belongs there, E0 is NaN as well."""
-    zero = type(most)(0)
+def _is_large(Q, limits):
+    """Whether the map of a chunk is a threshold: |Q| > 2^64 in float32, 2^512 in float64."""
+    return abs(Q) > np.sqrt(limits.most)
+
+
+@njit(inline="always")
+def _any_large(u, n, steps, limits):
+    """Whether any of n channels might need a threshold; 2: Q is rounded in another way here."""
+    large = False
+    for j in range(n):
+        large |= _is_large(type(limits.most)(2) * _power(u[j], steps), limits)
+    return large
+
+
+@njit(inline="always")
+def _store(x, b, n0, n, chunk, maps, limits):
+    zero = type(limits.most)(0)
+    P, Q, E0, E1, S = maps[0], maps[1], maps[2], maps[3], maps[4]
     base = (b * (x.chunks - 1) + chunk) * 4 * x.N + n0
     to_P, to_Q = row(x.maps, base, n, zero), row(x.maps, base + x.N, n, zero)
     to_E0, to_E1 = row(x.maps, base + 2 * x.N, n, zero), row(x.maps, base + 3 * x.N, n, zero)
     for j in range(n):
-        z = P[j]
-        if bounded:
-            z = -most if z != z else clamp(z, -most, most)
-        to_P[j], to_Q[j], to_E0[j], to_E1[j] = z, clamp(Q[j], -most, most), E0[j], E1[j]
+        to_P[j] = S[j] if _is_large(Q[j], limits) else P[j]
+        to_Q[j], to_E0[j], to_E1[j] = Q[j], E0[j], E1[j]
 
 
 @njit(inline="always")
@@ -53,38 +76,58 @@ def store_end(x, b, n0, n, state):
 
 
 @njit(inline="always")
-def carry(x, b, n0, n, chunk, state, bounded, most):
-    """state: that in which `chunk` (1 or later) starts."""
-    zero = type(most)(0)
-    for k in range(chunk):
+def carry(x, b, n0, n, chunk, state, end, lowest, bounded, limits):
+    """state: that in which `chunk` (1 or later) starts; end: used as a buffer; lowest: the state
+    of which E0 is the image.
+
+    Returns the first chunk, up to this one, whose end is unknown, as that of the last one always
+    is: it runs to the end of the sequence. If it is an earlier one than `chunk`, so is `state`.
+    """
+    most, zero = limits.most, type(limits.most)(0)
+    first = row(x.maps, b * (x.chunks - 1) * 4 * x.N + n0, n, zero)
+    for j in range(n):
+        end[j] = first[j]
+    for k in range(1, chunk + 1):
+        for j in range(n):
+            state[j] = end[j]
+        if k == x.chunks - 1:
+            return k
         base = (b * (x.chunks - 1) + k) * 4 * x.N + n0
         P, Q = row(x.maps, base, n, zero), row(x.maps, base + x.N, n, zero)
         E0, E1 = row(x.maps, base + 2 * x.N, n, zero), row(x.maps, base + 3 * x.N, n, zero)
+        known = True
         for j in range(n):
-            if k == 0:
-                state[j] = P[j]
-                continue
-            z = P[j] if Q[j] != Q[j] else P[j] + Q[j] * clamp(state[j], -most, most)
-            if bounded:
-                z = clamp(z, min(E0[j], E1[j]), max(E0[j], E1[j]))
-                z = E0[j] if E0[j] != E0[j] else z
-                z = E1[j] if E1[j] != E1[j] else z
-            state[j] = z
+            s, z = state[j], E0[j]
+            if Q[j] == Q[j]:
+                known &= (abs(s) <= most) & (abs(P[j]) <= most)
+                if not _is_large(Q[j], limits):
+                    z = P[j] + Q[j] * s
+                elif s != lowest:
+                    z = (s - P[j]) * Q[j]
+                    known &= abs(s - P[j]) > limits.near * max(abs(s), abs(P[j]))
+                if bounded:
+                    z = clamp(z, min(E0[j], E1[j]), max(E0[j], E1[j]))
+            known &= abs(z) <= most
+            end[j] = z
+        if not known:
+            return k
+    return x.chunks
 
 
 @njit(inline="always")
-def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, tiny, most):
-    """walk: begin, length, start, stop, reverse; maps: P, Q, E0, E1, to be used as buffers."""
+def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits):
+    """walk: begin, length, start, stop, reverse; maps: buffers for P, Q, E0, E1, S, R."""
     begin, length, start, stop, reverse = walk
-    zero = type(most)(0)
+    zero, one, most, tiny = type(lo)(0), type(lo)(1), limits.most, limits.tiny
     bounded, top = lo > -np.inf, min(hi, most)
-    P, Q, E0, E1 = maps[0], maps[1], maps[2], maps[3]
+    P, Q, E0, E1, S, R = maps[0], maps[1], maps[2], maps[3], maps[4], maps[5]
     u, bias = row(x.u, n0, n, zero), row(x.bias, n0, n, zero)
     forgets, some = False, stop > start  # no steps clamp nothing
-    grows = hi == np.inf
+    large, rising = _any_large(u, n, stop - start, limits), hi == np.inf
     for j in range(n):
-        grows &= u[j] >= zero
-        P[j], E0[j], E1[j] = zero, lo if some else -most, top if some else most
+        rising &= u[j] >= zero
+        P[j], S[j], R[j] = zero, zero, one
+        E0[j], E1[j] = lo if some else -most, top if some else most
     for i in range(start, stop):
         t = time(begin, length, i, reverse)
         ahead = time(begin, length, min(i + lead(n), stop - 1), reverse)
@@ -97,7 +140,7 @@ def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, tiny, most):
         if not bounded:
             for j in range(n):
                 P[j] = a[j] + bias[j] + u[j] * P[j]
-        elif grows:
+        elif rising:
             for j in range(n):
                 p = a[j] + bias[j]
                 P[j] = p + u[j] * P[j]
@@ -108,26 +151,34 @@ def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, tiny, most):
                 P[j] = p + u[j] * P[j]
                 E0[j] = clamp(p + u[j] * E0[j], lo, hi)
                 E1[j] = clamp(p + u[j] * E1[j], lo, top)
+        if large:
+            for j in range(n):
+                R[j] /= u[j]
+                S[j] -= (a[j] + bias[j]) * R[j]
         if i % _FLUSH == 0:
             for j in range(n):
                 P[j], E0[j], E1[j] = flush(P[j], tiny), flush(E0[j], tiny), flush(E1[j], tiny)
+                R[j] = flush(R[j], tiny)
     for j in range(n):
-        Q[j] = type(most)(np.nan) if forgets else _power(u[j], stop - start)
-        if grows:
-            E1[j] = E0[j] if E0[j] != E0[j] else type(most)(np.inf)
-    _store(x, b, n0, n, chunk, P, Q, E0, E1, bounded, most)
+        Q[j] = type(lo)(np.nan) if forgets else _power(u[j], stop - start)
+        if not bounded:
+            E0[j] = P[j]
+        if hi == np.inf and u[j] >= zero and not forgets:
+            E1[j] = hi
+    _store(x, b, n0, n, chunk, maps, limits)
 
 
 @njit(inline="always")
-def fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, tiny, most):
-    """As `fold_forward`, of the messages from later steps to earlier ones."""
+def fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits):
+    """As `fold_forward`, of the gradients u * d from later steps to earlier ones."""
     begin, length, start, stop, reverse = walk
-    zero, one = type(most)(0), type(most)(1)
-    nan, bounded = type(most)(np.nan), clip < np.inf
-    P, Q, E0, E1 = maps[0], maps[1], maps[2], maps[3]
+    zero, one, most, tiny = type(lo)(0), type(lo)(1), limits.most, limits.tiny
+    nan, bounded = type(lo)(np.nan), clip < np.inf
+    P, Q, E0, E1, S, R = maps[0], maps[1], maps[2], maps[3], maps[4], maps[5]
     u = row(x.u, n0, n, zero)
+    large = _any_large(u, n, stop - start, limits)
     for j in range(n):
-        P[j], Q[j], E0[j], E1[j] = zero, one, -most, most
+        P[j], Q[j], E0[j], E1[j], S[j], R[j] = zero, one, -most, most, zero, one
     for step in range(start, stop):
         t = time(begin, length, length - 1 - step, reverse)
         last = min(step + lead(n), stop - 1)
@@ -147,11 +198,18 @@ def fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, tiny, most):
                 z0, z1 = clamp(g[j] + E0[j], -clip, clip), clamp(g[j] + E1[j], -clip, clip)
                 E0[j] = u[j] * (zero if outside else z0)
                 E1[j] = u[j] * (zero if outside else z1)
+        if large:
+            for j in range(n):
+                S[j] -= g[j] * R[j]
+                R[j] /= u[j]
         if step % _FLUSH == 0:
             for j in range(n):
-                P[j], Q[j] = flush(P[j], tiny), flush(Q[j], tiny)
+                P[j], Q[j], R[j] = flush(P[j], tiny), flush(Q[j], tiny), flush(R[j], tiny)
                 E0[j], E1[j] = flush(E0[j], tiny), flush(E1[j], tiny)
         if is_reset(x, b, t):
             for j in range(n):
                 P[j], Q[j], E0[j], E1[j] = zero, nan, zero, zero
-    _store(x, b, n0, n, chunk, P, Q, E0, E1, bounded, most)
+    if not bounded:
+        for j in range(n):
+            E0[j] = P[j]
+    _store(x, b, n0, n, chunk, maps, limits)

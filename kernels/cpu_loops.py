@@ -19,10 +19,11 @@ at (32, 1000, 128) against 1.15 ms with the state read from h).
 
 Where time is cut into chunks, an item has one task for each chunk but the first: `fold` makes of
 each its map (and runs chunk 0), and then `forward` or `backward` runs the chunks from 1 on, each
-from its true start.
+from its true start. Where that is unknown, the task of an earlier chunk has gone on to the end.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,17 @@ from .cpu_rows import (
     steps,
     time,
 )
+
+
+class _Limits(NamedTuple):
+    tiny: np.floating  # the smallest normal number
+    most: np.floating  # the largest finite number
+    near: np.floating  # relative, what rounding may make of a difference
+
+
+def _limits(real):
+    info = np.finfo(real)
+    return _Limits(real(info.tiny), real(info.max), real(1024 * info.eps))
 
 
 @njit(inline="always")
@@ -72,14 +84,14 @@ def _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, tiny):
 
 
 def forward(real, folding):
-    zero, tiny, most = real(0), real(np.finfo(real).tiny), real(np.finfo(real).max)
+    zero, limits = real(0), _limits(real)
 
     def forward(pointer):
         x = carray(pointer, 1)[0]
         lo, hi = real(x.lo), real(x.hi)
-        state = np.empty(x.width, real)
+        state, end = np.empty(x.width, real), np.empty(x.width, real)
         if folding:
-            maps = np.empty((4, x.width), real)
+            maps = np.empty((6, x.width), real)
         parts = max(x.chunks - 1, 1)
         first, last = share(x.items * parts)
         for task in range(first, last):
@@ -90,7 +102,7 @@ def forward(real, folding):
             if not folding and chunk == 0:
                 chunk = x.chunks - 1
             start, stop = steps(x, length, chunk)
-            walk = begin, length, start, stop, reverse
+            last = not folding and chunk == x.chunks - 1
             bias = row(x.bias, n0, n, zero)
             if chunk == 0:
                 if x.h0:
@@ -100,14 +112,20 @@ def forward(real, folding):
                 else:
                     state[:n] = zero
             elif folding:
-                fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, tiny, most)
+                walk = begin, length, start, stop, reverse
+                fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits)
                 continue
             else:
-                carry(x, b, n0, n, chunk, state, lo > -np.inf, most)
-            _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, tiny)
+                bounded = lo > -np.inf
+                lowest = lo if bounded else zero
+                to_end = carry(x, b, n0, n, chunk, state, end, lowest, bounded, limits)
+                last = to_end == chunk
+                stop = length if last else start if to_end < chunk else stop
+            walk = begin, length, start, stop, reverse
+            _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, limits.tiny)
             if folding:
                 store_end(x, b, n0, n, state)
-            elif chunk == x.chunks - 1:
+            elif last:
                 h_n = row(x.h_n, b * x.states_b + n0, n, zero)
                 for j in range(n):
                     h_n[j] = state[j]
@@ -170,7 +188,7 @@ def _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, c
 def backward(real, folding):
     """a is grad_a; grad_u, grad_b (B, chunks, N) have a sum for each chunk of each sequence, to be
     added in fixed order; h_n is the gradient of h_n on the way in, that of h_0 on the way out."""
-    zero, tiny, most = real(0), real(np.finfo(real).tiny), real(np.finfo(real).max)
+    zero, limits = real(0), _limits(real)
 
     def backward(pointer):
         x = carray(pointer, 1)[0]
@@ -178,8 +196,9 @@ def backward(real, folding):
         d, message = np.empty(x.width, real), np.empty(x.width, real)
         sum_u, sum_b = np.empty(x.width, real), np.empty(x.width, real)
         zeros = np.zeros(x.width, real)
+        end = np.empty(x.width, real)
         if folding:
-            maps = np.empty((4, x.width), real)
+            maps = np.empty((6, x.width), real)
         parts = max(x.chunks - 1, 1)
         first, last = share(x.items * parts)
         for task in range(first, last):
@@ -189,18 +208,25 @@ def backward(real, folding):
             if not folding and chunk == 0:
                 chunk = x.chunks - 1
             start, stop = steps(x, length, chunk)
-            walk = begin, length, start, stop, reverse
+            last = not folding and chunk == x.chunks - 1
             ends = row(x.h_n, b * x.states_b + n0, n, zero)
             if chunk == 0:
                 for j in range(n):
                     message[j] = ends[j]
             elif folding:
-                fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, tiny, most)
+                walk = begin, length, start, stop, reverse
+                fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits)
                 continue
             else:
-                carry(x, b, n0, n, chunk, message, clip < np.inf, most)
+                bounded = clip < np.inf
+                lowest = -limits.most if bounded else zero
+                to_end = carry(x, b, n0, n, chunk, message, end, lowest, bounded, limits)
+                last = to_end == chunk
+                stop = length if last else start if to_end < chunk else stop
             for j in range(n):
                 sum_u[j], sum_b[j] = zero, zero
+            walk = begin, length, start, stop, reverse
+            tiny = limits.tiny
             _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, clip, tiny)
             place = (b * x.chunks + chunk) * x.N + n0
             grad_u, grad_b = row(x.grad_u, place, n, zero), row(x.grad_b, place, n, zero)
@@ -208,7 +234,7 @@ def backward(real, folding):
                 grad_u[j], grad_b[j] = sum_u[j], sum_b[j]
             if folding:
                 store_end(x, b, n0, n, message)
-            elif chunk == x.chunks - 1:
+            elif last:
                 for j in range(n):
                     ends[j] = message[j]
                 _zero_rows(x.a, x.a_b, x.a_t, b, n0, n, length, rows, zero)

@@ -12,6 +12,7 @@ from fastindrnn.kernels.cpu_launch import _plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, inputs
+from tolerance import FLOOR, assert_close_to_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -318,3 +319,124 @@ def test_what_fades_becomes_zero_not_subnormal(dtype):
     for x in (h, d):
         assert not ((x != 0) & (x.abs() < torch.finfo(dtype).tiny)).any()
         assert (x != 0).any(1).all()
+
+
+def _scan_and_gradients(a, u, h0, grad_h, chunks, grad_clip=None, h=None, **options):
+    """h, h_n and the gradients, which start from the h given, so that two ways have the same."""
+    result = torch.empty_like(a)
+    h_n = cpu.scan_forward(a, u, h0, result, **options, chunks=chunks)
+    h = result if h is None else h
+    clip = {"grad_clip": grad_clip, "chunks": chunks}
+    return result, h_n, *cpu.scan_backward(grad_h, None, h, u, h0, **options, **clip)
+
+
+def _same_kind(x, y):
+    """Whether NaN, infinities and finite numbers stand in the same places."""
+    same = x.isnan() == y.isnan()
+    return (same & (x.isposinf() == y.isposinf()) & (x.isneginf() == y.isneginf())).all()
+
+
+def _finite_everywhere(*tensors):
+    """The tensors with 0 where any of them is not finite."""
+    finite = torch.stack([x.isfinite() for x in tensors]).all(0)
+    return [torch.where(finite, x, 0) for x in tensors]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("nonlinearity", "T", "u", "scale", "shift"),
+    [
+        ("relu", 65536, [1.004], 1, -0.5),
+        ("relu", 4096, [1.1, 1.2], 1, -1.5),
+        ("relu", 4096, [-1.1, -3.0, 6.0], 1, 0),
+        ("relu", 8192, [0.9, 0.99, 1.0, 1.001, 1.01], 1, -0.5),
+        ("hardtanh", 4096, [1.3, -1.5, 5.0], 0.05, 0),
+        ("hardtanh", 65536, [1.05], 0.05, 0),
+        ("relu6", 4096, [1.3, -1.3], 1, -2),
+        ("identity", 4096, [0.9, 1.0, -1.0, 1.01, -1.01], 1, 0),
+    ],
+)
+def test_growing_maps_in_chunks(nonlinearity, T, u, scale, shift, dtype):
+    """|u|^steps of a chunk overflows, or comes close, where the states themselves need not: against
+    the loop over all of time, in float64 too."""
+    generator = torch.Generator().manual_seed(0)
+    N = 32 * len(u) if T < 10_000 else 8
+    a = (torch.randn(1, T, N, generator=generator) * scale + shift).to(dtype)
+    grad_h = torch.randn(1, T, N, generator=generator).to(dtype)
+    u, options = torch.tensor(u, dtype=dtype).repeat(N // len(u)), {"nonlinearity": nonlinearity}
+    for grad_clip in (None, 1.0):
+        one = _scan_and_gradients(a, u, None, grad_h, 1, grad_clip, **options)
+        exact = reference.scan(a.double(), u.double(), **options)
+        double = a.double(), u.double(), None, grad_h.double()
+        exact = (
+            *exact,
+            *_scan_and_gradients(*double, 1, grad_clip, h=one[0].double(), **options)[2:],
+        )
+        for chunks in (2, 5):
+            cut = _scan_and_gradients(a, u, None, grad_h, chunks, grad_clip, h=one[0], **options)
+            for x, y, z in zip(cut, one, exact, strict=True):
+                assert _same_kind(x, y)
+                assert_close_to_reference(*_finite_everywhere(x, z, y), dtype=dtype)
+
+
+def test_an_infinite_state_with_any_number_of_threads():
+    a = torch.randn(1, 4096, 128, generator=torch.Generator().manual_seed(0))
+    a[0, 100, 5] = torch.inf
+    u, threads = torch.linspace(-0.99, 0.99, 128), torch.get_num_threads()
+    u[5] = 0.5
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            h = torch.empty_like(a)
+            h_n = cpu.scan_forward(a, u, None, h)
+            assert h_n[0, 5] == torch.inf
+            assert (h[0, 100:, 5] == torch.inf).all()
+            assert h[0, :, :5].isfinite().all()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    cases(T=160, N=20).filter(lambda case: case.nonlinearity != "tanh"),
+    st.integers(2, 9),
+    st.sampled_from([0.0, 0.003, 0.03]),
+    st.booleans(),
+)
+def test_chunks_never_decide_what_is_finite(case, chunks, share, silent):
+    """u up to 6 in size or 0, infinities and NaN strewn in a, g and h0, a silent beginning."""
+    (a, u, h0, options), (grad_h, _) = inputs(case)
+    generator = torch.Generator().manual_seed(case.seed)
+    u = u * torch.tensor([0.0, 1.0, 1.0, 3.0, 5.4])[
+        torch.randint(5, u.shape, generator=generator)
+    ].to(u.dtype)
+    for x in (a, grad_h) if h0 is None else (a, grad_h, h0):
+        strange = torch.tensor([-torch.inf, -torch.inf, torch.inf, torch.nan])
+        strange = strange[torch.randint(4, x.shape, generator=generator)].to(x.dtype)
+        chosen = torch.rand(x.shape, generator=generator) < share
+        x.copy_(torch.where(chosen, strange, x))
+    if silent and a.dim() == 3:
+        a[:, : int(0.8 * a.shape[1])] = 0
+        grad_h[:, int(0.2 * a.shape[1]) :] = 0
+    arguments = {"grad_clip": case.grad_clip, **options}
+    one = _scan_and_gradients(a, u, h0, grad_h, 1, **arguments)
+    cut = _scan_and_gradients(a, u, h0, grad_h, chunks, h=one[0], **arguments)
+    for x, y in zip(cut, one, strict=True):
+        assert _same_kind(x, y)
+        x, y = _finite_everywhere(x, y)
+        largest = y.double().abs().max().item() if y.numel() else 0
+        torch.testing.assert_close(
+            x, y, rtol=4 * FLOOR[case.dtype], atol=FLOOR[case.dtype] * largest
+        )
+
+
+def test_a_silent_beginning_in_chunks():
+    """The state 0, where u has grown beyond all numbers before the input begins."""
+    u = torch.tensor([1.3, -1.3, 2.0, -6.0, 0.5])
+    for nonlinearity in ("relu", "hardtanh", "relu6", "identity"):
+        a = torch.zeros(1, 3000, 5)
+        a[:, 2980:] = 0.1
+        h, options = torch.empty_like(a), {"nonlinearity": nonlinearity}
+        for chunks in (2, 3, 5):
+            cpu.scan_forward(a, u, None, h, **options, chunks=chunks)
+            torch.testing.assert_close(h, reference.scan(a, u, **options)[0])
