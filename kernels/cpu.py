@@ -42,7 +42,7 @@ def scan_forward(
     bidirectional=False,  # the second half of the channels is walked the other way
     chunks=None,  # of time; None: as `cpu_launch._plan` says
 ):
-    """Writes h, returns h_n [B, N] of a's dtype. Half precision is computed in float32.
+    """Writes h, returns h_n [B, N] of a's dtype. In half precision the state is float32.
 
     Raises ValueError for several chunks of tanh.
     """
@@ -54,15 +54,11 @@ def _forward(a, u, h0, h, bias, lengths, cu_seqlens, resets, walk):
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     sequences = lengths, cu_seqlens, resets
     h_n = a.new_empty((_batch(h, cu_seqlens), h.shape[-1]), dtype=dtype)
-    work = _to(a, dtype)
-    out = h if h.dtype == dtype else work
-    if out is not work:
-        in_large_pages(out)
+    if h is not a:
+        in_large_pages(h)
     bias = h_n.new_zeros(h.shape[-1]) if bias is None else _to(bias, dtype)
     states = _to(u, dtype), bias, None if h0 is None else _to(h0, dtype), h_n
-    run(forward, (work, out, None), states, sequences, *walk)
-    if out is not h:
-        h.copy_(out)
+    run(forward, (a, h, None), states, sequences, *walk)
     return _to(h_n, a.dtype)
 
 
@@ -91,19 +87,16 @@ def scan_backward(
     sequences = lengths, cu_seqlens, resets
     if grad_a is None:
         grad_a = in_large_pages(torch.empty_like(h))
-    out = grad_a if grad_a.dtype == dtype else torch.empty_like(h, dtype=dtype)
     # The gradient of h_n on the way in, that of h0 on the way out.
     if grad_h_n is None:
         message = h.new_zeros((_batch(h, cu_seqlens), h.shape[-1]), dtype=dtype)
     else:
         message = grad_h_n.to(dtype, copy=True)
-    states = _to(u, dtype), None, None if h0 is None else _to(h0, dtype), message
-    rows = out, _to(h, dtype), _to(grad_h, dtype)
+    states = _to(u, dtype), None, None if h0 is None else _to(h0, h.dtype), message
+    rows = grad_a, h, _to(grad_h, h.dtype)
     walk = nonlinearity, reverse, False, chunks, grad_clip
     sums = run(backward, rows, states, sequences, *walk)
     sum_u, sum_b = (x.sum(0) for x in sums)  # two tensors, neither a view of the other
-    if out is not grad_a:
-        grad_a.copy_(out)
     grad_h0 = _to(message, h.dtype if h0 is None else h0.dtype)
     return grad_a, _to(sum_u, u.dtype), grad_h0, _to(sum_b, h.dtype)
 

@@ -21,7 +21,7 @@ Floor: a, or g and h, read once; for each element of relu's forward 3 multiplica
 import numpy as np
 from numba import njit
 
-from .cpu_rows import clamp, flush, is_reset, lead, prefetch, row, time
+from .cpu_rows import clamp, flush, is_reset, lead, prefetch, read, row, time
 
 # In a fold, numbers too small to be normal live for so many steps at most: to look each time costs
 # as much as the fold.
@@ -115,7 +115,7 @@ def carry(x, b, n0, n, chunk, state, end, lowest, bounded, limits):
 
 
 @njit(inline="always")
-def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits):
+def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits, like):
     """walk: begin, length, start, stop, reverse; maps: buffers for P, Q, E0, E1, S, R."""
     begin, length, start, stop, reverse = walk
     zero, one, most, tiny = type(lo)(0), type(lo)(1), limits.most, limits.tiny
@@ -131,30 +131,30 @@ def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits):
     for i in range(start, stop):
         t = time(begin, length, i, reverse)
         ahead = time(begin, length, min(i + lead(n), stop - 1), reverse)
-        prefetch(x.a, b * x.a_b + ahead * x.a_t + n0, n, zero)
+        prefetch(x.a, b * x.a_b + ahead * x.a_t + n0, n, like)
         if is_reset(x, b, t):
             forgets = True
             for j in range(n):
                 P[j], E0[j], E1[j] = zero, zero, zero
-        a = row(x.a, b * x.a_b + t * x.a_t + n0, n, zero)
+        a = row(x.a, b * x.a_b + t * x.a_t + n0, n, like)
         if not bounded:
             for j in range(n):
-                P[j] = a[j] + bias[j] + u[j] * P[j]
+                P[j] = read(a[j]) + bias[j] + u[j] * P[j]
         elif rising:
             for j in range(n):
-                p = a[j] + bias[j]
+                p = read(a[j]) + bias[j]
                 P[j] = p + u[j] * P[j]
                 E0[j] = clamp(p + u[j] * E0[j], lo, hi)
         else:
             for j in range(n):
-                p = a[j] + bias[j]
+                p = read(a[j]) + bias[j]
                 P[j] = p + u[j] * P[j]
                 E0[j] = clamp(p + u[j] * E0[j], lo, hi)
                 E1[j] = clamp(p + u[j] * E1[j], lo, top)
         if large:
             for j in range(n):
                 R[j] /= u[j]
-                S[j] -= (a[j] + bias[j]) * R[j]
+                S[j] -= (read(a[j]) + bias[j]) * R[j]
         if i % _FLUSH == 0:
             for j in range(n):
                 P[j], E0[j], E1[j] = flush(P[j], tiny), flush(E0[j], tiny), flush(E1[j], tiny)
@@ -169,7 +169,7 @@ def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits):
 
 
 @njit(inline="always")
-def fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits):
+def fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits, like):
     """As `fold_forward`, of the gradients u * d from later steps to earlier ones."""
     begin, length, start, stop, reverse = walk
     zero, one, most, tiny = type(lo)(0), type(lo)(1), limits.most, limits.tiny
@@ -183,24 +183,25 @@ def fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits):
         t = time(begin, length, length - 1 - step, reverse)
         last = min(step + lead(n), stop - 1)
         ahead = time(begin, length, length - 1 - last, reverse)
-        prefetch(x.g, b * x.g_b + ahead * x.g_t + n0, n, zero)
-        prefetch(x.h, b * x.h_b + ahead * x.h_t + n0, n, zero)
-        g = row(x.g, b * x.g_b + t * x.g_t + n0, n, zero)
-        h = row(x.h, b * x.h_b + t * x.h_t + n0, n, zero)
+        prefetch(x.g, b * x.g_b + ahead * x.g_t + n0, n, like)
+        prefetch(x.h, b * x.h_b + ahead * x.h_t + n0, n, like)
+        g = row(x.g, b * x.g_b + t * x.g_t + n0, n, like)
+        h = row(x.h, b * x.h_b + t * x.h_t + n0, n, like)
         for j in range(n):
-            outside = (h[j] <= lo) | (h[j] >= hi)
-            z, q = g[j] + P[j], Q[j]
+            outside = (read(h[j]) <= lo) | (read(h[j]) >= hi)
+            z, q = read(g[j]) + P[j], Q[j]
             P[j] = u[j] * (zero if outside else z)
             Q[j] = u[j] * (nan if outside else q)
         if bounded:
             for j in range(n):
-                outside = (h[j] <= lo) | (h[j] >= hi)
-                z0, z1 = clamp(g[j] + E0[j], -clip, clip), clamp(g[j] + E1[j], -clip, clip)
+                outside = (read(h[j]) <= lo) | (read(h[j]) >= hi)
+                z = read(g[j])
+                z0, z1 = clamp(z + E0[j], -clip, clip), clamp(z + E1[j], -clip, clip)
                 E0[j] = u[j] * (zero if outside else z0)
                 E1[j] = u[j] * (zero if outside else z1)
         if large:
             for j in range(n):
-                S[j] -= g[j] * R[j]
+                S[j] -= read(g[j]) * R[j]
                 R[j] /= u[j]
         if step % _FLUSH == 0:
             for j in range(n):

@@ -80,7 +80,6 @@ def run(
     chunks, moves = 1 if tanh else chunks, g is None and a.data_ptr() != h.data_ptr()
     width, blocks, chunks = _plan(B * directions, T, turn, threads, chunks, moves)
     blocks *= directions
-    dtype = h_n.dtype
     maps = h_n.new_empty((B, chunks - 1, 4, N)) if chunks > 1 else None
     sums = h_n.new_empty((2, B * chunks * repeats, channels)) if make is backward else None
     if B == 0 or N == 0:
@@ -100,8 +99,8 @@ def run(
         *(lo, hi, math.inf if grad_clip is None else grad_clip),
     )
     if chunks > 1:
-        team.run(compiled(make, dtype, folding=True), arguments, threads)
-    team.run(compiled(make, dtype), arguments, threads)
+        team.run(compiled(make, h.dtype, folding=True), arguments, threads)
+    team.run(compiled(make, h.dtype), arguments, threads)
     return sums
 
 

@@ -33,6 +33,7 @@ from . import team
 from .cpu_folds import carry, fold_backward, fold_forward, store_end
 from .cpu_rows import (
     ARGUMENTS,
+    STORED,
     channels,
     clamp,
     extent,
@@ -40,9 +41,11 @@ from .cpu_rows import (
     is_reset,
     lead,
     prefetch,
+    read,
     row,
     share,
     steps,
+    stored,
     time,
 )
 
@@ -59,32 +62,33 @@ def _limits(real):
 
 
 @njit(inline="always")
-def _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, tiny):
-    """The steps of a chunk; state: that in which it starts and, at the end, ends."""
+def _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, tiny, like):
+    """The steps of a chunk; state: that in which it starts and, at the end, ends; like: a number as
+    a and h have it in memory."""
     begin, length, start, stop, reverse = walk
     zero = type(tiny)(0)
     u = row(x.u, n0, n, zero)
     for i in range(start, stop):
         t = time(begin, length, i, reverse)
         ahead = time(begin, length, min(i + lead(n), stop - 1), reverse)
-        prefetch(x.a, b * x.a_b + ahead * x.a_t + n0, n, zero)
-        prefetch(x.h, b * x.h_b + ahead * x.h_t + n0, n, zero)
+        prefetch(x.a, b * x.a_b + ahead * x.a_t + n0, n, like)
+        prefetch(x.h, b * x.h_b + ahead * x.h_t + n0, n, like)
         if is_reset(x, b, t):
             state[:n] = zero
-        a = row(x.a, b * x.a_b + t * x.a_t + n0, n, zero)
+        a = row(x.a, b * x.a_b + t * x.a_t + n0, n, like)
         if x.tanh:
             for j in range(n):
-                state[j] = flush(np.tanh(a[j] + bias[j] + u[j] * state[j]), tiny)
+                state[j] = flush(np.tanh(read(a[j]) + bias[j] + u[j] * state[j]), tiny)
         else:
             for j in range(n):
-                state[j] = flush(clamp(a[j] + bias[j] + u[j] * state[j], lo, hi), tiny)
-        h = row(x.h, b * x.h_b + t * x.h_t + n0, n, zero)
+                state[j] = flush(clamp(read(a[j]) + bias[j] + u[j] * state[j], lo, hi), tiny)
+        h = row(x.h, b * x.h_b + t * x.h_t + n0, n, like)
         for j in range(n):
-            h[j] = state[j]
+            h[j] = stored(state[j], like)
 
 
-def forward(real, folding):
-    zero, limits = real(0), _limits(real)
+def forward(real, in_memory, folding):
+    zero, like, limits = real(0), in_memory(0), _limits(real)
 
     def forward(pointer):
         x = carray(pointer, 1)[0]
@@ -113,7 +117,7 @@ def forward(real, folding):
                     state[:n] = zero
             elif folding:
                 walk = begin, length, start, stop, reverse
-                fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits)
+                fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits, like)
                 continue
             else:
                 bounded = lo > -np.inf
@@ -122,28 +126,28 @@ def forward(real, folding):
                 last = to_end == chunk
                 stop = length if last else start if to_end < chunk else stop
             walk = begin, length, start, stop, reverse
-            _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, limits.tiny)
+            _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, limits.tiny, like)
             if folding:
                 store_end(x, b, n0, n, state)
             elif last:
                 h_n = row(x.h_n, b * x.states_b + n0, n, zero)
                 for j in range(n):
                     h_n[j] = state[j]
-                _zero_rows(x.h, x.h_b, x.h_t, b, n0, n, length, rows, zero)
+                _zero_rows(x.h, x.h_b, x.h_t, b, n0, n, length, rows, like)
 
     return forward
 
 
 @njit(inline="always")
-def _zero_rows(address, stride_b, stride_t, b, n0, n, start, stop, zero):
+def _zero_rows(address, stride_b, stride_t, b, n0, n, start, stop, like):
     for t in range(start, stop):
-        padding = row(address, b * stride_b + t * stride_t + n0, n, zero)
+        padding = row(address, b * stride_b + t * stride_t + n0, n, like)
         for j in range(n):
-            padding[j] = zero
+            padding[j] = type(like)(0)
 
 
 @njit(inline="always")
-def _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, clip, tiny):
+def _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, clip, tiny, like):
     """The steps of a chunk, counted from the last of the sequence; message: u * d_{t+1}, what
     reaches h_t from later steps."""
     begin, length, start, stop, reverse = walk
@@ -153,49 +157,51 @@ def _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, c
         t = time(begin, length, i, reverse)
         before = time(begin, length, i - 1, reverse)
         ahead = time(begin, length, max(i - lead(n), length - stop), reverse)
-        prefetch(x.g, b * x.g_b + ahead * x.g_t + n0, n, zero)
-        prefetch(x.h, b * x.h_b + ahead * x.h_t + n0, n, zero)
-        prefetch(x.a, b * x.a_b + ahead * x.a_t + n0, n, zero)
-        g = row(x.g, b * x.g_b + t * x.g_t + n0, n, zero)
-        h = row(x.h, b * x.h_b + t * x.h_t + n0, n, zero)
+        prefetch(x.g, b * x.g_b + ahead * x.g_t + n0, n, like)
+        prefetch(x.h, b * x.h_b + ahead * x.h_t + n0, n, like)
+        prefetch(x.a, b * x.a_b + ahead * x.a_t + n0, n, like)
+        g = row(x.g, b * x.g_b + t * x.g_t + n0, n, like)
+        h = row(x.h, b * x.h_b + t * x.h_t + n0, n, like)
         reset = is_reset(x, b, t)
         if reset or (i == 0 and not x.h0):
             previous = zeros
         elif i == 0:
-            previous = row(x.h0, b * x.states_b + n0, n, zero)
+            previous = row(x.h0, b * x.states_b + n0, n, like)
         else:
-            previous = row(x.h, b * x.h_b + before * x.h_t + n0, n, zero)
+            previous = row(x.h, b * x.h_b + before * x.h_t + n0, n, like)
         if x.tanh:
             for j in range(n):
-                d[j] = (one - h[j] * h[j]) * (g[j] + message[j])
+                state = read(h[j])
+                d[j] = (one - state * state) * (read(g[j]) + message[j])
         else:
             for j in range(n):
-                outside = (h[j] <= lo) | (h[j] >= hi)
-                total = g[j] + message[j]
+                state = read(h[j])
+                outside = (state <= lo) | (state >= hi)
+                total = read(g[j]) + message[j]
                 d[j] = zero if outside else total
         for j in range(n):
             d[j] = flush(clamp(d[j], -clip, clip), tiny)
-            sum_u[j] += d[j] * previous[j]
+            sum_u[j] += d[j] * read(previous[j])
             sum_b[j] += d[j]
             message[j] = u[j] * d[j]
         if reset:
             message[:n] = zero
-        a = row(x.a, b * x.a_b + t * x.a_t + n0, n, zero)
+        a = row(x.a, b * x.a_b + t * x.a_t + n0, n, like)
         for j in range(n):
-            a[j] = d[j]
+            a[j] = stored(d[j], like)
 
 
-def backward(real, folding):
+def backward(real, in_memory, folding):
     """a is grad_a; grad_u, grad_b (B, chunks, N) have a sum for each chunk of each sequence, to be
     added in fixed order; h_n is the gradient of h_n on the way in, that of h_0 on the way out."""
-    zero, limits = real(0), _limits(real)
+    zero, like, limits = real(0), in_memory(0), _limits(real)
 
     def backward(pointer):
         x = carray(pointer, 1)[0]
         lo, hi, clip = real(x.lo), real(x.hi), real(x.clip)
         d, message = np.empty(x.width, real), np.empty(x.width, real)
         sum_u, sum_b = np.empty(x.width, real), np.empty(x.width, real)
-        zeros = np.zeros(x.width, real)
+        zeros = np.zeros(x.width, in_memory)
         end = np.empty(x.width, real)
         if folding:
             maps = np.empty((6, x.width), real)
@@ -215,7 +221,7 @@ def backward(real, folding):
                     message[j] = ends[j]
             elif folding:
                 walk = begin, length, start, stop, reverse
-                fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits)
+                fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits, like)
                 continue
             else:
                 bounded = clip < np.inf
@@ -227,7 +233,9 @@ def backward(real, folding):
                 sum_u[j], sum_b[j] = zero, zero
             walk = begin, length, start, stop, reverse
             tiny = limits.tiny
-            _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, clip, tiny)
+            _walk_backward(
+                x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, clip, tiny, like
+            )
             place = (b * x.chunks + chunk) * x.N + n0
             grad_u, grad_b = row(x.grad_u, place, n, zero), row(x.grad_b, place, n, zero)
             for j in range(n):
@@ -237,7 +245,7 @@ def backward(real, folding):
             elif last:
                 for j in range(n):
                     ends[j] = message[j]
-                _zero_rows(x.a, x.a_b, x.a_t, b, n0, n, length, rows, zero)
+                _zero_rows(x.a, x.a_b, x.a_t, b, n0, n, length, rows, like)
 
     return backward
 
@@ -245,10 +253,11 @@ def backward(real, folding):
 @functools.cache
 def compiled(make, dtype, folding=False):
     """Compiled once and kept on disk, beside this file or else in numba's folder for the user."""
-    real = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+    in_memory = STORED[dtype]
+    real = np.float64 if dtype == torch.float64 else np.float32
     signature = types.void(types.CPointer(from_dtype(ARGUMENTS)))
     options = {"fastmath": {"contract"}, "error_model": "numpy"}
     try:
-        return team.Loop(cfunc(signature, cache=True, **options)(make(real, folding)))
+        return team.Loop(cfunc(signature, cache=True, **options)(make(real, in_memory, folding)))
     except RuntimeError:  # no folder that can be written
-        return team.Loop(cfunc(signature, **options)(make(real, folding)))
+        return team.Loop(cfunc(signature, **options)(make(real, in_memory, folding)))

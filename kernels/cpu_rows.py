@@ -6,6 +6,7 @@ from pathlib import Path
 
 import llvmlite.ir as ir
 import numpy as np
+import torch
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
@@ -41,6 +42,7 @@ ARGUMENTS = np.dtype(
 # Ten times as fast as to fill in a record of numpy, field by field.
 pack = struct.Struct(f"={len(_INTEGERS)}q{len(_REALS)}d").pack
 
+_WORD, _FLOAT = ir.IntType(32), ir.FloatType()
 _thread_num, _num_threads = team.thread_num, team.num_threads
 
 
@@ -57,6 +59,82 @@ def _pointer(typing_context, address, index, like):
 def row(address, index, count, like):
     """`count` elements of the type of `like`, from element `index` of the array at `address`."""
     return carray(_pointer(address, index, like), count)
+
+
+# How numbers lie in memory, as a numpy type; numbers of 16 bits become float32 in the loops.
+STORED = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.bfloat16: np.uint16,
+    torch.float16: np.int16,
+}
+
+
+@intrinsic
+def read(typing_context, number):
+    """A number from memory as a float32, or as it is if it is a float."""
+    if isinstance(number, types.Float):
+        return number(number), lambda context, builder, signature, arguments: arguments[0]
+
+    def generate(context, builder, signature, arguments):
+        bits = builder.zext(arguments[0], _WORD)
+        if number == types.uint16:  # bfloat16
+            return builder.bitcast(builder.shl(bits, _WORD(16)), _FLOAT)
+        magnitude = builder.and_(bits, _WORD(0x7FFF))
+        shifted = builder.shl(magnitude, _WORD(13))
+        normal = builder.add(shifted, _WORD(112 << 23))
+        # Below the normal numbers: what the mantissa adds to 2^-14.
+        sum_ = builder.bitcast(builder.add(shifted, _WORD(113 << 23)), _FLOAT)
+        small = builder.bitcast(builder.fsub(sum_, _FLOAT(2.0**-14)), _WORD)
+        strange = builder.or_(shifted, _WORD(0x7F800000))  # infinite or NaN
+        is_small = builder.icmp_unsigned("<", magnitude, _WORD(0x400))
+        is_strange = builder.icmp_unsigned(">=", magnitude, _WORD(0x7C00))
+        result = builder.select(is_small, small, builder.select(is_strange, strange, normal))
+        sign = builder.shl(builder.and_(bits, _WORD(0x8000)), _WORD(16))
+        return builder.bitcast(builder.or_(result, sign), _FLOAT)
+
+    return types.float32(number), generate
+
+
+@intrinsic
+def stored(typing_context, number, like):
+    """A number as in memory, of the type of `like`, rounded as torch does: ties to even."""
+    if isinstance(like, types.Float):
+        return like(like, like), lambda context, builder, signature, arguments: arguments[0]
+
+    def generate(context, builder, signature, arguments):
+        number = arguments[0]
+        bits, is_nan = builder.bitcast(number, _WORD), builder.fcmp_unordered("uno", number, number)
+        if like == types.uint16:  # bfloat16
+            odd = builder.and_(builder.lshr(bits, _WORD(16)), _WORD(1))
+            rounded = builder.add(builder.add(bits, _WORD(0x7FFF)), odd)
+            result = builder.select(is_nan, _WORD(0x7FC0), builder.lshr(rounded, _WORD(16)))
+            return builder.trunc(result, ir.IntType(16))
+        magnitude = builder.and_(bits, _WORD(0x7FFFFFFF))
+        odd = builder.and_(builder.lshr(magnitude, _WORD(13)), _WORD(1))
+        rounded = builder.add(builder.sub(magnitude, _WORD((112 << 23) - 0xFFF)), odd)
+        normal = builder.lshr(rounded, _WORD(13))
+        # Below the normal numbers: 0.5 has its last bit at 2^-24.
+        sum_ = builder.fadd(builder.bitcast(magnitude, _FLOAT), _FLOAT(0.5))
+        small = builder.sub(builder.bitcast(sum_, _WORD), _WORD(126 << 23))
+        strange = builder.select(is_nan, _WORD(0x7E00), _WORD(0x7C00))
+        is_small = builder.icmp_unsigned("<", magnitude, _WORD(113 << 23))
+        is_strange = builder.icmp_unsigned(">=", magnitude, _WORD(143 << 23))
+        result = builder.select(is_small, small, builder.select(is_strange, strange, normal))
+        sign = builder.and_(builder.lshr(bits, _WORD(16)), _WORD(0x8000))
+        return builder.trunc(builder.or_(result, sign), ir.IntType(16))
+
+    return like(types.float32, like), generate
+
+
+@intrinsic
+def _numbers_in_a_line(typing_context, like):
+    number = 64 * 8 // like.bitwidth
+
+    def generate(context, builder, signature, arguments):
+        return context.get_constant(types.intp, number)
+
+    return types.intp(like), generate
 
 
 @intrinsic
@@ -76,7 +154,7 @@ def _prefetch_line(typing_context, address, index, like):
 
 @njit(inline="always")
 def prefetch(address, index, count, like):
-    for j in range(0, count, 16):  # a cache line of float32
+    for j in range(0, count, _numbers_in_a_line(like)):
         _prefetch_line(address, index + j, like)
 
 

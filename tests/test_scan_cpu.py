@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, inputs
 from tolerance import FLOOR, assert_close_to_reference
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -360,7 +362,7 @@ def test_growing_maps_in_chunks(nonlinearity, T, u, scale, shift, dtype):
     """|u|^steps of a chunk overflows, or comes close, where the states themselves need not: against
     the loop over all of time, in float64 too."""
     generator = torch.Generator().manual_seed(0)
-    N = 32 * len(u) if T < 10_000 else 8
+    N = 32 * len(u) if T < 10_000 else 64
     a = (torch.randn(1, T, N, generator=generator) * scale + shift).to(dtype)
     grad_h = torch.randn(1, T, N, generator=generator).to(dtype)
     u, options = torch.tensor(u, dtype=dtype).repeat(N // len(u)), {"nonlinearity": nonlinearity}
@@ -440,3 +442,49 @@ def test_a_silent_beginning_in_chunks():
         for chunks in (2, 3, 5):
             cpu.scan_forward(a, u, None, h, **options, chunks=chunks)
             torch.testing.assert_close(h, reference.scan(a, u, **options)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_of_16_bits_are_read_and_rounded_as_torch_does(dtype):
+    """Every number that is read; and what is written of numbers of every size, ties among them."""
+    a = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 1, -1)
+    h, u = torch.empty_like(a), torch.zeros(a.shape[-1])
+    cpu.scan_forward(a, u, None, h, nonlinearity="identity")
+    tiny = torch.finfo(torch.float32).tiny
+    expected = torch.where(a.float().abs() < tiny, 0, a)
+    assert torch.equal(h.isnan(), expected.isnan())
+    assert torch.equal(h.nan_to_num(0), expected.nan_to_num(0))
+
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (1, 200_000), generator=generator)
+    numbers = [bits.to(torch.int32).view(torch.float32)]
+    halfway = a[0].float().view(torch.int32) + (1 << (15 if dtype == torch.bfloat16 else 12))
+    numbers += [(halfway + i).view(torch.float32) for i in (-1, 0, 1)]
+    numbers += [torch.randn(1, 200_000, generator=generator) * scale for scale in (1e-5, 1, 3e4)]
+    h0 = torch.cat(numbers, 1)
+    a = torch.zeros(1, 1, h0.shape[1], dtype=dtype)
+    h = torch.empty_like(a)
+    cpu.scan_forward(a, torch.ones(h0.shape[1]), h0, h, nonlinearity="identity")
+    expected = torch.where(h0.abs() < tiny, 0, h0).to(dtype)
+    assert torch.equal(h[0].isnan(), expected.isnan())
+    assert torch.equal(h[0].nan_to_num(0), expected.nan_to_num(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_makes_no_float32_copies(dtype):
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for x in tree_leaves(result):
+                if isinstance(x, torch.Tensor) and x.numel() >= a.numel():
+                    assert x.dtype == dtype
+            return result
+
+    a, u, h0 = torch.randn(2, 50, 8).to(dtype), torch.rand(8).to(dtype), torch.rand(2, 8).to(dtype)
+    weight, bias = torch.randn(8, 8).to(dtype), torch.randn(8).to(dtype)
+    h = torch.empty_like(a)
+    with Recorder():
+        cpu.scan_forward(a, u, h0, h)
+        cpu.scan_backward(a, h0, h, u, h0)
+        cpu.indrnn_forward(a, weight, bias, u, h0, h)
+        cpu.projected_backward(a, weight, h0, h, u, h0)
