@@ -196,12 +196,11 @@ def compile_case(case: Case, target: str) -> Report:
         "resets_ptr": "*i1",
         "start_ptr": accumulator,
         "map_ptr": accumulator,
-        "grad_u_ptr": accumulator,
         "clip": "fp32",
         "clip_rest": "fp32",
         "ticket_ptr": "*i32",
         "states_ptr": "*i64",
-        "sums_ptr": "*fp32",
+        "sums_ptr": accumulator,
     }
     signature, hints = {}, {}
     for position, name in enumerate(case.kernel.arg_names):

@@ -100,7 +100,7 @@ def scan_backward(
     )
     N = h.shape[-1]
     grad_a = torch.empty_like(h) if grad_a is None else grad_a
-    grad_u = h.new_empty(B, walk["CHUNKS"], N, dtype=_accumulator(h))
+    sums = h.new_empty(2, B, walk["CHUNKS"], N, dtype=_accumulator(h))
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
     clip = _two_floats(grad_clip)
     stride_gb, stride_gt = _strides(grad_h, cu_seqlens)
@@ -118,7 +118,7 @@ def scan_backward(
             h0,
             start,
             grad_a,
-            grad_u,
+            sums,
             grad_h0,
             clip=clip[0],
             clip_rest=clip[1],
@@ -132,8 +132,8 @@ def scan_backward(
             **walk,
             **OPTIONS,
         )
-    grad_b = grad_a.sum(tuple(range(grad_a.dim() - 1)))
-    return grad_a, grad_u.sum((0, 1)).to(u.dtype), grad_h0, grad_b
+    grad_u, grad_b = (shares.sum((0, 1)) for shares in sums)
+    return grad_a, grad_u.to(u.dtype), grad_h0, grad_b.to(h.dtype)
 
 
 def _chunk_starts(B, walk, p, h, u, given, first, clip):

@@ -106,7 +106,8 @@ def _scan_fwd_kernel(
 
 @triton.jit
 def _bwd_rows(
-    d, grad_u, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk, i, offs_n, N, left,
+    d, grad_u, grad_b, h, extra, u, h0, lo, hi,
+    g_walk, h_walk, d_walk, resets_walk, i, offs_n, N, left,
     LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Steps i to i + ROWS, of which `left` exist before the sequence's end, from message d.
@@ -129,6 +130,7 @@ def _bwd_rows(
             new = tl.where(stopped(h, LO, HI), 0.0, step(g, u, d, lo, hi))
         tl.store(d_ptrs, new, mask=within(offs_n, N, r < left))
         d_ptrs += d_walk[1]
+        grad_b = tl.where(r < left, grad_b + new, grad_b)
         h = tl.where(r == left - 1, h0, h_rows[r].to(d.dtype))
         product = new * h
         if resets_walk is not None:
@@ -136,7 +138,7 @@ def _bwd_rows(
             new = tl.where(resets[r], 0.0, new)
         grad_u = tl.where(r < left, grad_u + product, grad_u)
         d = tl.where(r < left, new, d)
-    return d, grad_u, h
+    return d, grad_u, grad_b, h
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -148,7 +150,7 @@ def _scan_bwd_kernel(
     h0_ptr,  # [B, N] or None
     start_ptr,  # [B, CHUNKS, N], the message with which each chunk starts; None: zeros
     d_ptr,  # [B, T, N], gradient of a
-    grad_u_ptr,  # [B, CHUNKS, N], this program's share of the gradient of u
+    sums_ptr,  # [2, B, CHUNKS, N], this program's shares of the gradients of u and b
     grad_h0_ptr,  # [B, N]
     lengths_ptr,  # [B] or None
     cu_seqlens_ptr,  # [B + 1] or None
@@ -173,12 +175,13 @@ def _scan_bwd_kernel(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c); grad_u = sum d_t * h_{t-1}; grad_h0 = u * d_1.
+    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c); grad_u = sum d_t * h_{t-1}; grad_b = sum d_t;
+    grad_h0 = u * d_1.
 
     m_t = 0 where h_t is at a bound, else 1 (tanh: 1 - h_t^2). The gradient of h_n arrives with g_T.
     A step with a reset sends no message on and adds nothing to grad_u. Floor: g and h read and d
-    written once, 3*B*T*N elements; for each two multiply-adds, a comparison and a selection, and
-    with a clip a minimum and a maximum.
+    written once, 3*B*T*N elements; for each two multiply-adds, an addition, a comparison and a
+    selection, and with a clip a minimum and a maximum.
     """
     b, chunk, first, length, start, stop, end, offs_n = program(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
@@ -212,23 +215,27 @@ def _scan_bwd_kernel(
 
     extra = g_n
     grad_u = zeros
+    grad_b = zeros
     h = load_rows(h_walk, start, offs_n, N, stop - start, 1)[0].to(ACC)
     # Whole groups are followed by a further step, whose h they load.
     whole = start + tl.maximum(tl.minimum(stop, length - 1) - start, 0) // ROWS * ROWS
     more = tl.full([], ROWS + 1, tl.int64)
     for i in range(start, whole, ROWS):
-        d, grad_u, h = _bwd_rows(
-            d, grad_u, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk, i, offs_n,
-            N, more, LO, HI, TANH, ROWS,
+        d, grad_u, grad_b, h = _bwd_rows(
+            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk,
+            i, offs_n, N, more, LO, HI, TANH, ROWS,
         )  # fmt: skip
         extra = zeros
     for i in range(whole, stop, ROWS):
-        d, grad_u, h = _bwd_rows(
-            d, grad_u, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk, i, offs_n,
-            N, stop - i, LO, HI, TANH, ROWS,
+        d, grad_u, grad_b, h = _bwd_rows(
+            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk,
+            i, offs_n, N, stop - i, LO, HI, TANH, ROWS,
         )  # fmt: skip
 
-    tl.store(grad_u_ptr + (b * CHUNKS + chunk) * N + offs_n, grad_u, mask=mask)
+    sums = sums_ptr + (b * CHUNKS + chunk) * N + offs_n
+    tl.store(sums, grad_u, mask=mask)
+    sums += tl.num_programs(0) // tl.cdiv(N, BLOCK_N).to(tl.int64) * CHUNKS * N
+    tl.store(sums, grad_b, mask=mask)
     last = (stop == length) & ((start < length) | (chunk == 0))
     grad_h0 = tl.where(length == 0, g_n, u * d)
     tl.store(grad_h0_ptr + b * N + offs_n, grad_h0, mask=within(offs_n, N, last))

@@ -7,7 +7,7 @@ import torch
 from fastindrnn.kernels import launch, model, reference
 from hypothesis import given
 from hypothesis import strategies as st
-from scan_cases import Case, cases, check_scan, inputs
+from scan_cases import Case, cases, check_scan, gradients_by_formula, inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu" and not emulator.is_used()
@@ -160,6 +160,20 @@ def test_odd_runs_of_a_negative_u_swap_their_ends():
     a, u, h = torch.ones(1, 24, 2), torch.tensor([-0.5, -0.9]), torch.empty(1, 24, 2)
     forward(a, u, None, h, chunks=8, rows=3)
     torch.testing.assert_close(h, reference.scan(a, u)[0])
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_gradient_of_the_bias_sums_what_is_not_yet_rounded(chunks):
+    """The kernel sums grad_a as it is computed; summed from memory, its rounding would add up."""
+    grad_h = torch.ones(1, 129, 3, dtype=torch.bfloat16)
+    grad_h[0, 0] = -128.0
+    h, u = torch.ones_like(grad_h), torch.full((3,), 2.0**-9, dtype=torch.bfloat16)
+    *_, grad_b = backward(grad_h, None, h, u, None, chunks=chunks, rows=4)
+    expected = gradients_by_formula(
+        grad_h.double(), None, h.double(), u.double(), None, nonlinearity="relu", reverse=False
+    )
+    assert grad_b.dtype == torch.bfloat16
+    torch.testing.assert_close(grad_b.double(), expected[3], rtol=4e-3, atol=0)
 
 
 def test_clip_in_float64_is_not_rounded_to_float32():
