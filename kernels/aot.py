@@ -154,7 +154,7 @@ def scan_cases(lanes: int) -> list[Case]:
 
     def add(name, kernel, dtype, nonlinearity, streams, *choices, aligned=True):
         cut = plan(4096, 1024, 512, ITEMSIZE[dtype], streams, 132, lanes)
-        constants = {"ROWS": cut.rows, "BLOCK_N": cut.block_n}
+        constants = {"ROWS": cut.rows, "BLOCK_N": cut.block_n, "EVEN_N": aligned}
         constants["LO"], constants["HI"] = BOUNDS[nonlinearity]
         if kernel is not _scan_fold_kernel:
             constants["TANH"] = nonlinearity == "tanh"

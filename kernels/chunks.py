@@ -38,6 +38,7 @@ def _scan_fold_kernel(
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EVEN_N: tl.constexpr,  # N is a multiple of BLOCK_N
 ):
     """Each chunk as one map from the state before it to the state after it; chunk 0 as a constant.
 
@@ -48,13 +49,14 @@ def _scan_fold_kernel(
     b, chunk, first, length, start, stop, _end, offs_n = program(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
     )
-    mask = offs_n < N
+    edge = None if EVEN_N else N
+    mask = within(offs_n, edge, True)
     ACC: tl.constexpr = tl.float64 if p_ptr.dtype.element_ty == tl.float64 else tl.float32
     zeros = tl.zeros([BLOCK_N], ACC)
     u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
     given = zeros
     if given_ptr is not None:
-        arrives = within(offs_n, N, chunk == 0)
+        arrives = within(offs_n, edge, chunk == 0)
         given = tl.load(given_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
     p_walk = walk_rows(p_ptr, b, first, length, stride_pb, stride_pt, REVERSE)
     if resets_ptr is not None:
@@ -75,11 +77,11 @@ def _scan_fold_kernel(
     P, Q, E0, E1 = constant(chunk == 0, state, P, Q, E0, E1)
     every = tl.full([], ROWS, tl.int64)
     for i in range(start, start + (stop - start) // ROWS * ROWS, ROWS):
-        rows = load_rows(p_walk, i, offs_n, N, every, ROWS)
+        rows = load_rows(p_walk, i, offs_n, edge, every, ROWS)
         if h_ptr is not None:
-            h_rows = load_rows(h_walk, i, offs_n, N, every, ROWS)
+            h_rows = load_rows(h_walk, i, offs_n, edge, every, ROWS)
         if resets_ptr is not None:
-            resets = load_rows(resets_walk, i, 0, N, every, ROWS)
+            resets = load_rows(resets_walk, i, 0, edge, every, ROWS)
         for r in tl.static_range(ROWS):
             if h_ptr is None:
                 if resets_ptr is not None:

@@ -208,6 +208,7 @@ def _walk_arguments(
         T = len(x) // max(B, 1)
     device = device_of(x)
     planned = plan(B, T, N, x.element_size(), streams, device.multiprocessors, device.lanes)
+    block_n = block_n or planned.block_n
     lo, hi = BOUNDS[nonlinearity]
     stride_rb, stride_rt = (0, 0) if resets is None else _strides(resets, cu_seqlens)
     return B, {
@@ -223,7 +224,8 @@ def _walk_arguments(
         "REVERSE": reverse,
         "CHUNKS": chunks or planned.chunks,
         "ROWS": rows or planned.rows,
-        "BLOCK_N": block_n or planned.block_n,
+        "BLOCK_N": block_n,
+        "EVEN_N": N % block_n == 0,
     }
 
 

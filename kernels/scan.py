@@ -70,6 +70,7 @@ def _scan_fwd_kernel(
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EVEN_N: tl.constexpr,  # N is a multiple of BLOCK_N
 ):
     """h_t = clamp(a_t + u * h_{t-1}, LO, HI), and h_n, the state after the last step.
 
@@ -79,7 +80,8 @@ def _scan_fwd_kernel(
     b, chunk, first, length, start, stop, end, offs_n = program(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
     )
-    mask = offs_n < N
+    edge = None if EVEN_N else N
+    mask = within(offs_n, edge, True)
     ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
     u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
     s = tl.zeros([BLOCK_N], ACC)
@@ -94,14 +96,16 @@ def _scan_fwd_kernel(
     whole = start + (stop - start) // ROWS * ROWS
     every = tl.full([], ROWS, tl.int64)  # a constant: the masks of whole groups compile to nothing
     for i in range(start, whole, ROWS):
-        s = _fwd_rows(s, u, a_walk, h_walk, resets_walk, i, offs_n, N, every, LO, HI, TANH, ROWS)
+        s = _fwd_rows(s, u, a_walk, h_walk, resets_walk, i, offs_n, edge, every, LO, HI, TANH, ROWS)
     for i in range(whole, stop, ROWS):
-        s = _fwd_rows(s, u, a_walk, h_walk, resets_walk, i, offs_n, N, stop - i, LO, HI, TANH, ROWS)
+        s = _fwd_rows(
+            s, u, a_walk, h_walk, resets_walk, i, offs_n, edge, stop - i, LO, HI, TANH, ROWS
+        )
 
     last = (stop == length) & ((start < length) | (chunk == 0))
-    tl.store(h_n_ptr + b * N + offs_n, s, mask=within(offs_n, N, last))
+    tl.store(h_n_ptr + b * N + offs_n, s, mask=within(offs_n, edge, last))
     if lengths_ptr is not None:
-        zero_rows(h_ptr, b, length, start, end, offs_n, N, stride_hb, stride_ht)
+        zero_rows(h_ptr, b, length, start, end, offs_n, edge, stride_hb, stride_ht)
 
 
 @triton.jit
@@ -174,6 +178,7 @@ def _scan_bwd_kernel(
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EVEN_N: tl.constexpr,  # N is a multiple of BLOCK_N
 ):
     """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c); grad_u = sum d_t * h_{t-1}; grad_b = sum d_t;
     grad_h0 = u * d_1.
@@ -186,7 +191,8 @@ def _scan_bwd_kernel(
     b, chunk, first, length, start, stop, end, offs_n = program(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
     )
-    mask = offs_n < N
+    edge = None if EVEN_N else N
+    mask = within(offs_n, edge, True)
     ACC: tl.constexpr = tl.float64 if g_ptr.dtype.element_ty == tl.float64 else tl.float32
     zeros = tl.zeros([BLOCK_N], ACC)
     u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
@@ -198,7 +204,7 @@ def _scan_bwd_kernel(
         d = tl.load(start_ptr + (b * CHUNKS + chunk) * N + offs_n, mask=mask).to(ACC)
     g_n = zeros
     if g_n_ptr is not None:
-        arrives = within(offs_n, N, chunk == 0)
+        arrives = within(offs_n, edge, chunk == 0)
         g_n = tl.load(g_n_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
     g_walk = walk_rows(g_ptr, b, first, length, stride_gb, stride_gt, REVERSE)
     h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
@@ -216,20 +222,20 @@ def _scan_bwd_kernel(
     extra = g_n
     grad_u = zeros
     grad_b = zeros
-    h = load_rows(h_walk, start, offs_n, N, stop - start, 1)[0].to(ACC)
+    h = load_rows(h_walk, start, offs_n, edge, stop - start, 1)[0].to(ACC)
     # Whole groups are followed by a further step, whose h they load.
     whole = start + tl.maximum(tl.minimum(stop, length - 1) - start, 0) // ROWS * ROWS
     more = tl.full([], ROWS + 1, tl.int64)
     for i in range(start, whole, ROWS):
         d, grad_u, grad_b, h = _bwd_rows(
             d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk,
-            i, offs_n, N, more, LO, HI, TANH, ROWS,
+            i, offs_n, edge, more, LO, HI, TANH, ROWS,
         )  # fmt: skip
         extra = zeros
     for i in range(whole, stop, ROWS):
         d, grad_u, grad_b, h = _bwd_rows(
             d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk,
-            i, offs_n, N, stop - i, LO, HI, TANH, ROWS,
+            i, offs_n, edge, stop - i, LO, HI, TANH, ROWS,
         )  # fmt: skip
 
     sums = sums_ptr + (b * CHUNKS + chunk) * N + offs_n
@@ -238,6 +244,6 @@ def _scan_bwd_kernel(
     tl.store(sums, grad_b, mask=mask)
     last = (stop == length) & ((start < length) | (chunk == 0))
     grad_h0 = tl.where(length == 0, g_n, u * d)
-    tl.store(grad_h0_ptr + b * N + offs_n, grad_h0, mask=within(offs_n, N, last))
+    tl.store(grad_h0_ptr + b * N + offs_n, grad_h0, mask=within(offs_n, edge, last))
     if lengths_ptr is not None:
-        zero_rows(d_ptr, b, length, start, end, offs_n, N, stride_db, stride_dt)
+        zero_rows(d_ptr, b, length, start, end, offs_n, edge, stride_db, stride_dt)

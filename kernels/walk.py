@@ -49,8 +49,14 @@ def walk_rows(ptr, b, first, length, stride_b, stride_t, REVERSE: tl.constexpr):
 
 @triton.jit
 def within(offs_n, N, condition):
-    """The mask of channels below N, if a condition on the whole program holds."""
-    return offs_n < tl.where(condition, N, 0)
+    """The mask of channels below N, if a condition on the whole program holds.
+
+    N is None where it is a multiple of BLOCK_N: a constant condition then compiles to no mask.
+    """
+    if N is None:
+        return offs_n * 0 == tl.where(condition, 0, 1)
+    else:
+        return offs_n < tl.where(condition, N, 0)
 
 
 @triton.jit
@@ -69,5 +75,6 @@ def load_rows(walk, i, offs_n, N, left, ROWS: tl.constexpr):
 def zero_rows(ptr, b, length, start, end, offs_n, N, stride_b, stride_t):
     """Zeros in the rows of this program's share of T that lie past the sequence's length."""
     zeros = tl.zeros_like(offs_n).to(ptr.dtype.element_ty)
+    mask = within(offs_n, N, True)
     for t in range(tl.maximum(start, length), end):
-        tl.store(ptr + b * stride_b + t * stride_t + offs_n, zeros, mask=offs_n < N)
+        tl.store(ptr + b * stride_b + t * stride_t + offs_n, zeros, mask=mask)
