@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+
 from fastindrnn.kernels import model
 
 

@@ -72,6 +72,7 @@ def triton_device(request):
     with emulator.device(seed):
         yield
 
+
 # torch.compile traces and compiles in each run of the tests. A graph that it kept from an earlier
 # run is found by the code of the graph, which does not change with our fake results: it would hide
 # that they have become wrong. Read when torch._inductor is imported, also by a subprocess.

@@ -9,9 +9,10 @@ of the gradient in float64 on that same h, and the formula with the reference's 
 from dataclasses import dataclass
 
 import torch
-from fastindrnn.kernels import reference
 from hypothesis import strategies as st
 from tolerance import assert_close_to_reference
+
+from fastindrnn.kernels import reference
 
 BOUNDS = {"relu": (0, torch.inf), "hardtanh": (-1, 1), "relu6": (0, 6)}
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import emulator
 import pytest
 import torch
-from fastindrnn.kernels import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, gradients_by_formula, inputs
 from tolerance import assert_close_to_reference
 from torch import nn
+
+from fastindrnn.kernels import reference
 
 SPEED = Path(__file__).parents[1] / "bench" / "speed"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,11 +3,11 @@ derivatives."""
 
 import pytest
 import torch
-from fastindrnn.kernels import reference
 from torch.autograd import forward_ad
 
 from fastindrnn import IndRNN
 from fastindrnn.functional import indrnn, indrnn_scan
+from fastindrnn.kernels import reference
 
 
 def test_overlapping_rows():

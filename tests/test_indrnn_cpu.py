@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fastindrnn.kernels import cpu, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, gradients_by_formula, inputs
 from tolerance import assert_close_to_reference
+
+from fastindrnn.kernels import cpu, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

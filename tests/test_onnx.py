@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from fastindrnn.kernels import reference
 
 import fastindrnn.onnx
 from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN
+from fastindrnn.kernels import reference
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

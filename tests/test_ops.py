@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from fastindrnn.kernels import cpu, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import Case, cases, inputs
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastindrnn
 from fastindrnn import ops
 from fastindrnn.functional import indrnn, indrnn_scan
+from fastindrnn.kernels import cpu, reference
 
 
 def leaves(case):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from fastindrnn.kernels import reference
 from hypothesis import given, settings
 from scan_cases import cases, inputs
 from tolerance import assert_close_to_reference
 
 import fastindrnn
 from fastindrnn.functional import indrnn
+from fastindrnn.kernels import reference
 
 
 @pytest.mark.parametrize("time_first", [False, True])

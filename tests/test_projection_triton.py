@@ -7,11 +7,12 @@ import emulator
 import pytest
 import torch
 import triton.language as tl
-from fastindrnn.kernels import launch, model, reference
 from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, cases, gradients_by_formula, inputs, sizes_of_sums
 from tolerance import assert_close_to_reference
+
+from fastindrnn.kernels import launch, model, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu" and not emulator.is_used()

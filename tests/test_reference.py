@@ -1,9 +1,10 @@
 """The reference itself: hand-computed values, and the gradient's formula against its autograd."""
 
 import torch
-from fastindrnn.kernels import reference
 from hypothesis import given, settings
 from scan_cases import cases, gradients_by_formula, inputs
+
+from fastindrnn.kernels import reference
 
 
 def test_values_by_hand():

@@ -7,7 +7,6 @@ import threading
 
 import pytest
 import torch
-from fastindrnn.kernels import cpu, reference
 from fastindrnn.kernels.cpu_launch import _plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,8 @@ from scan_cases import Case, cases, check_scan, inputs
 from tolerance import FLOOR, assert_close_to_reference
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from fastindrnn.kernels import cpu, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -4,10 +4,11 @@ on the emulator."""
 import emulator
 import pytest
 import torch
-from fastindrnn.kernels import launch, model, reference
 from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, gradients_by_formula, inputs
+
+from fastindrnn.kernels import launch, model, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu" and not emulator.is_used()

@@ -3,10 +3,11 @@
 import emulator
 import pytest
 import torch
-from fastindrnn.kernels import launch, model, reference
 from scan_cases import Case, gradients_by_formula, inputs, sizes_of_sums
 from test_projection_triton import by_reference, double, layer_inputs, run_forward
 from tolerance import assert_close_to_reference
+
+from fastindrnn.kernels import launch, model, reference
 
 pytestmark = [
     pytest.mark.triton,

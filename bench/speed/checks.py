@@ -14,9 +14,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from fastindrnn.kernels import reference
 
 from fastindrnn.functional import indrnn, indrnn_scan
+from fastindrnn.kernels import reference
 
 FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 STACK_FLOOR = 0.05  # of the gradients of a stack
