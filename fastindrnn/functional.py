@@ -333,7 +333,7 @@ def last_output(
     """
     if not isinstance(output, Tensor):
         raise TypeError(f"output must be a tensor, but is {type(output).__name__}")
-    check_bool("batch_first", batch_first)
+    check_bools(batch_first=batch_first)
     if output.dim() != 3:
         raise ValueError(f"output must have 3 dimensions, but has shape {tuple(output.shape)}")
     rows = output if batch_first else output.transpose(0, 1)

@@ -342,6 +342,7 @@ class _Worker:
         except (EOFError, OSError):
             self._process.join()
         code = self._process.exitcode
+        assert code is not None, "it has ended"
         self._start()
         case = cases(target)[position]
         reason = signal.Signals(-code).name if code < 0 else f"exit status {code}"
