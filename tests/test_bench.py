@@ -87,6 +87,7 @@ line = training.progress_line
 
 def interrupt(learner):
     if learner.step == 20:
+        assert main(["adding", "--out", sys.argv[-1]]) == 2
         os.kill(os.getpid(), signal.SIGINT)
     return line(learner)
 
@@ -96,7 +97,8 @@ sys.exit(main())
 
 
 def test_an_interrupted_run_ends_as_if_it_never_had_been(tmp_path):
-    """Ctrl-C, resume, and compare every loss and number of the state with a run in one go."""
+    """Ctrl-C, resume, and compare every loss and number of the state with a run in one go. While
+    it runs, another run does not get its folder."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     options = [
         *SMALL,
@@ -107,6 +109,7 @@ def test_an_interrupted_run_ends_as_if_it_never_had_been(tmp_path):
     command = [sys.executable, "-c", INTERRUPTED, "adding", *options, "--out", str(stopped)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 130, run.stderr
+    assert f"error: {stopped} is in use by another run\n" in run.stderr
     assert f"python -m bench adding --resume {stopped}" in run.stdout
     assert {path.name for path in stopped.iterdir()} == {
         "checkpoint.pt",
