@@ -95,8 +95,8 @@ def run(
         *(a.data_ptr(), a_b, a_t, h.data_ptr(), h_b, h_t, 0 if g is None else g.data_ptr()),
         *(g_b, g_t, u.data_ptr(), _address(bias), _address(h0), h_n.data_ptr(), *told),
         *(0, 0) if sums is None else (sums[0].data_ptr(), sums[1].data_ptr()),
-        *(0 if maps is None else maps.data_ptr(), 0),
-        *(lo, hi, math.inf if grad_clip is None else grad_clip),
+        *(0 if maps is None else maps.data_ptr(), lo, hi),
+        math.inf if grad_clip is None else grad_clip,
     )
     if chunks > 1:
         team.run(compiled(make, h.dtype, folding=True), arguments, threads)

@@ -27,9 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, cfunc, from_dtype, njit, types
+from numba import carray, from_dtype, njit, types
+from numba.core import typing
 
 from . import team
+from .cpu_cache import compile_loop
 from .cpu_folds import carry, fold_backward, fold_forward, store_end
 from .cpu_rows import (
     ARGUMENTS,
@@ -252,12 +254,11 @@ def backward(real, in_memory, folding):
 
 @functools.cache
 def compiled(make, dtype, folding=False):
-    """Compiled once and kept on disk, beside this file or else in numba's folder for the user."""
+    """For rows of the dtype; compiled once and kept on disk, see `cpu_cache`."""
     in_memory = STORED[dtype]
     real = np.float64 if dtype == torch.float64 else np.float32
-    signature = types.void(types.CPointer(from_dtype(ARGUMENTS)))
+    name = f"{make.__name__}_{str(dtype).removeprefix('torch.')}{'_folding' if folding else ''}"
+    signature = typing.signature(types.void, types.CPointer(from_dtype(ARGUMENTS)))
     options = {"fastmath": {"contract"}, "error_model": "numpy"}
-    try:
-        return team.Loop(cfunc(signature, cache=True, **options)(make(real, in_memory, folding)))
-    except RuntimeError:  # no folder that can be written
-        return team.Loop(cfunc(signature, **options)(make(real, in_memory, folding)))
+    function = make(real, in_memory, folding)
+    return team.Loop(compile_loop(function, name, signature, **options))

@@ -1,8 +1,6 @@
 """What the compiled loops of the CPU are told, and how they reach memory."""
 
-import hashlib
 import struct
-from pathlib import Path
 
 import llvmlite.ir as ir
 import numpy as np
@@ -17,23 +15,12 @@ from . import team
 _AHEAD = 2048
 
 
-def _sources():
-    """A word that is another one for another text of the compiled loops and all that they call."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("cpu_*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 # Addresses, sizes, strides in elements, flags, in C's layout. `states_b` is the stride of h0 and
 # h_n from one sequence to the next; from channel `turn` on, time is walked the other way.
 _INTEGERS = [
     *("items", "blocks", "width", "chunks", "T", "N", "turn", "reverse", "tanh", "states_b"),
     *("a", "a_b", "a_t", "h", "h_b", "h_t", "g", "g_b", "g_t", "u", "bias", "h0", "h_n"),
     *("lengths", "cu_seqlens", "resets", "resets_b", "resets_t", "grad_u", "grad_b", "maps"),
-    # Of no use in the loops. Numba's cache looks at types, and at the file of a function, but not
-    # at the files of the functions that it calls: so their text becomes part of a type.
-    f"sources_{_sources()}",
 ]
 _REALS = ["lo", "hi", "clip"]
 ARGUMENTS = np.dtype(

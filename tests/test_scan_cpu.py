@@ -295,20 +295,6 @@ def test_in_child_processes(start, tmp_path):
     subprocess.run(command, check=True, timeout=600)  # it could hang
 
 
-def test_without_a_folder_for_the_cache(tmp_path):
-    """Where nothing can be written, the loops are compiled for this process alone."""
-    script = """if True:
-        import numba.core.caching, torch
-        numba.core.caching.CodeLibraryCacheImpl._locator_classes = []
-        numba.core.caching.CompileResultCacheImpl._locator_classes = []
-        from fastindrnn.kernels import cpu
-        a = torch.ones(1, 3, 2)
-        cpu.scan_forward(a, torch.ones(2), None, a)
-        assert a[0, :, 0].tolist() == [1, 2, 3]
-    """
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_fades_becomes_zero_not_subnormal(dtype):
     """Arithmetic with subnormal numbers is tens of times slower, and rounding keeps them alive."""
