@@ -15,6 +15,7 @@ import torch
 
 from . import IndRNN, __version__, backend
 from .memory import LayerMemory, plot, read_memory
+from .ops import cpu_threads
 
 
 def _version(package: str) -> str:
@@ -22,12 +23,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _gpu() -> str | None:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "xpu" if torch.xpu.is_available() else None
 
 
 def _self_check(device: str) -> float:
@@ -57,16 +52,18 @@ def report() -> int:
     """Prints the report; 0 if every self-check passed, otherwise 1."""
     print(f"fastindrnn {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numba", "numpy")))
-    gpu = _gpu()
-    devices = {"cpu": f"{torch.get_num_threads()} threads"}
-    if gpu is not None:
-        devices[gpu] = getattr(torch, gpu).get_device_name()
+    devices = {"cpu": f"{torch.get_num_threads()} threads; the loops run on {cpu_threads()}"}
+    gpu = torch.cuda.is_available()
+    if gpu:
+        devices["cuda"] = torch.cuda.get_device_name()
+    if torch.xpu.is_available():
+        devices["xpu"] = f"{torch.xpu.get_device_name()}; backend 'reference' alone"
     print("devices: " + "; ".join(f"{name} ({text})" for name, text in devices.items()))
     print("backends: cpu, reference" + (", triton" if gpu and _has_triton() else ""))
     if not gpu:
         print("  triton: no GPU" + (" found" if _has_triton() else ", and triton is not installed"))
     worst = 0.0
-    for device in devices:
+    for device in ["cpu", "cuda"] if gpu else ["cpu"]:
         start = time.perf_counter()
         error = _self_check(device)
         worst = max(worst, error)

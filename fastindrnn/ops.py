@@ -128,6 +128,11 @@ def _triton():
     return launch
 
 
+def cpu_threads() -> str:
+    """On which threads the compiled loops run: torch's, or one where they are not to be had."""
+    return _cpu().threads()
+
+
 def register(name: str, schema: str, run: Callable, fake: Callable, vmap: Callable) -> None:
     """A new operator: what it computes, the form of its results, and what it is over a batch of
     models."""

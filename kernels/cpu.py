@@ -20,6 +20,7 @@ to be gained; each product packs the weight again, and threads wait for each oth
 
 import torch
 
+from . import team
 from .cpu_launch import in_large_pages, run
 from .cpu_loops import backward, forward
 
@@ -161,6 +162,11 @@ def projected_backward(
         grad_clip=grad_clip,
         grad_a=grad_a,
     )
+
+
+def threads():
+    """On which threads the loops run, in words."""
+    return team.found()
 
 
 def _check_strategy(strategy):

@@ -6,11 +6,13 @@ with torch's threads, which spin for a while after each operator: a scan straigh
 belongs to the thread that calls, so that concurrent calls are safe. After a fork the runtime's
 threads are gone: the child runs on one thread, as torch's DataLoader workers do. So does everyone
 where torch's runtime does not export the function (Windows).
+
+The functions are looked up in `torch._C` and in all that the linker loaded with it, so that they
+are of torch's own runtime wherever that lies, in the wheel, in conda's folder or the system's.
 """
 
 import ctypes
 import os
-from pathlib import Path
 
 import llvmlite.binding as llvm
 import torch
@@ -26,13 +28,11 @@ class _Team:
 
     def __init__(self):
         self.forked = False
-        folder = Path(torch.__file__).parent / "lib"
-        names = ("libtorch_cpu.so", "libtorch_cpu.dylib")
         try:
-            library = ctypes.CDLL(str(next(p for name in names if (p := folder / name).exists())))
+            library = ctypes.CDLL(torch._C.__file__)
             self.parallel = library.GOMP_parallel
             self.functions = library.omp_get_thread_num, library.omp_get_num_threads
-        except (StopIteration, OSError, AttributeError):
+        except (OSError, AttributeError):
             integer = ctypes.CFUNCTYPE(ctypes.c_int)
             self.parallel = None
             self.functions = integer(lambda: 0), integer(lambda: 1)
@@ -69,6 +69,13 @@ _team = _Team()
 # For compiled code: the calling thread's number in its team, and how many there are.
 thread_num = types.ExternalFunction("fastindrnn_thread_num", types.int32())
 num_threads = types.ExternalFunction("fastindrnn_num_threads", types.int32())
+
+
+def found():
+    """Which threads the loops run on, in words."""
+    if _team.parallel is None:
+        return "one thread: torch's OpenMP was not found"
+    return "torch's OpenMP threads"
 
 
 def size(elements):
