@@ -4,6 +4,7 @@ A choice is a dict of words and numbers. A further kind of kernel is a further l
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -28,15 +29,18 @@ class Operation(NamedTuple):
 def scan_choices(B, T, N, dtype, device, streams):
     """What differs from the pick by a factor in one thing, or has one chunk."""
     gpu = model_of(device)
-    pick = model.plan(B, T, N, dtype.itemsize, streams, gpu.multiprocessors, gpu.lanes)._asdict()
-    others = [{**pick, "chunks": 1}]
-    for name, factors in (("chunks", (0.25, 0.5, 2, 4)), ("rows", (0.5, 2)), ("block_n", (0.5, 2))):
+    vector = math.gcd(16, N * dtype.itemsize)
+    pick = model.plan(gpu, B, T, N, dtype.itemsize, streams, vector)._asdict()
+    others = [{**pick, "chunks": 1}, {**pick, "stages": 1}]
+    changes = {"chunks": (0.25, 0.5, 2, 4), "rows": (0.5, 2), "stages": (0.5, 2)}
+    for name, factors in (changes | {"block_n": (0.5, 2)}).items():
         others += [{**pick, name: int(pick[name] * factor)} for factor in factors]
 
     def possible(choice):
         return (
             choice["chunks"] >= 1
-            and choice["rows"] >= 1
+            and 1 <= choice["rows"] <= 32
+            and choice["stages"] >= 1
             and choice["block_n"] >= gpu.lanes
             and choice["chunks"] * choice["rows"] <= T
         )

@@ -30,7 +30,7 @@ from triton.compiler import ASTSource
 from .chunks import _scan_carry_kernel, _scan_fold_kernel
 from .launch_projection import CHAINS_ON_AMD
 from .launch_scan import BOUNDS, OPTIONS
-from .model import constants_of, options_of, plan, tile
+from .model import Device, constants_of, options_of, plan, tile
 from .projection import _fused_bwd_kernel, _fused_fwd_kernel
 from .scan import _scan_bwd_kernel, _scan_fwd_kernel
 
@@ -62,7 +62,7 @@ class Case(NamedTuple):
     kernel: Any
     dtype: str
     constants: dict[str, Any]
-    aligned: bool = True  # pointers and strides are multiples of 16, as with N = 512
+    aligned: bool = True  # strides are multiples of 16, as with N = 512; pointers always are
     options: dict[str, Any] = OPTIONS
 
 
@@ -89,7 +89,7 @@ class Failure(NamedTuple):
 
 def cases(target: str) -> list[Case]:
     """Every kernel with every dtype it takes, and every option at least once."""
-    return scan_cases(TARGETS[target].warp_size) + fused_cases(FAMILY[target])
+    return scan_cases(target) + fused_cases(FAMILY[target])
 
 
 def fused_cases(family: str) -> list[Case]:
@@ -141,7 +141,7 @@ def fused_cases(family: str) -> list[Case]:
     return found
 
 
-def scan_cases(lanes: int) -> list[Case]:
+def scan_cases(target: str) -> list[Case]:
     """The recurrence of every dtype with relu, and every other option at least once."""
     plain = {"lengths_ptr": None, "cu_seqlens_ptr": None, "resets_ptr": None, "REVERSE": False}
     all_options = {"cu_seqlens_ptr": None, "REVERSE": True, "CHUNKS": 8}
@@ -151,10 +151,14 @@ def scan_cases(lanes: int) -> list[Case]:
     forward_fold = {"h_ptr": None, **no_clip}
 
     found = []
+    device = Device(FAMILY[target], 132, TARGETS[target].warp_size, 0)
 
-    def add(name, kernel, dtype, nonlinearity, streams, *choices, aligned=True):
-        cut = plan(4096, 1024, 512, ITEMSIZE[dtype], streams, 132, lanes)
-        constants = {"ROWS": cut.rows, "BLOCK_N": cut.block_n, "EVEN_N": aligned}
+    def add(name, kernel, dtype, nonlinearity, streams, *choices, aligned=True, vector=1, B=4096):
+        itemsize = ITEMSIZE[dtype]
+        vector = 16 // itemsize if aligned else vector
+        cut = plan(device, B, 1024, 512, itemsize, streams, vector * itemsize)
+        constants = {"ROWS": cut.rows, "STAGES": cut.stages, "BLOCK_N": cut.block_n}
+        constants |= {"EVEN_N": aligned, "VECTOR": vector}
         constants["LO"], constants["HI"] = BOUNDS[nonlinearity]
         if kernel is not _scan_fold_kernel:
             constants["TANH"] = nonlinearity == "tanh"
@@ -183,6 +187,13 @@ def scan_cases(lanes: int) -> list[Case]:
     add("fold backward, no clip", _scan_fold_kernel, "bf16", "relu", 2, all_options, no_clip)
     add("forward, odd N", _scan_fwd_kernel, "bf16", "relu", 1, plain, one_chunk, aligned=False)
     add("backward, odd N", _scan_bwd_kernel, "fp32", "relu", 2, plain, one_chunk, aligned=False)
+    add("forward, N of 100", _scan_fwd_kernel, "bf16", "relu", 1, plain, one_chunk,
+        aligned=False, vector=4)  # fmt: skip
+    add("forward, N of 102", _scan_fwd_kernel, "bf16", "relu", 1, plain, one_chunk,
+        aligned=False, vector=2)  # fmt: skip
+    for dtype in ("fp32", "bf16"):
+        add("forward, few", _scan_fwd_kernel, dtype, "relu", 1, plain, one_chunk, B=16)
+        add("backward, few, clip", _scan_bwd_kernel, dtype, "relu", 2, plain, one_chunk, B=16)
     return found
 
 
@@ -207,7 +218,8 @@ def compile_case(case: Case, target: str) -> Report:
         kind = types.get(name, f"*{case.dtype}" if name.endswith("_ptr") else "i32")
         signature[name] = "constexpr" if name in case.constants else kind
         # Without these hints loads are one element wide.
-        if case.aligned and signature[name] not in ("constexpr", "fp32") and name != "T":
+        aligned = case.aligned or name.endswith("_ptr")
+        if aligned and signature[name] not in ("constexpr", "fp32") and name != "T":
             hints[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, signature, case.constants, hints)
     compiled = triton.compile(source, target=TARGETS[target], options=case.options)

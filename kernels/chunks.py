@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .clamped_affine import append, apply, constant, finish, identity, stopped
-from .walk import load_rows, program, walk_rows, within
+from .walk import load_group, load_rows, multiple, program, walk_rows, within
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -37,8 +37,10 @@ def _scan_fold_kernel(
     REVERSE: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
+    STAGES: tl.constexpr,  # as in `_scan_fwd_kernel`
     BLOCK_N: tl.constexpr,
     EVEN_N: tl.constexpr,  # N is a multiple of BLOCK_N
+    VECTOR: tl.constexpr,  # a power of two that divides N and the strides of a row
 ):
     """Each chunk as one map from the state before it to the state after it; chunk 0 as a constant.
 
@@ -47,9 +49,9 @@ def _scan_fold_kernel(
     comparisons, of a recurrence without bounds 2 multiplications.
     """
     b, chunk, first, length, start, stop, _end, offs_n = program(
-        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
+        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N, VECTOR
     )
-    edge = None if EVEN_N else N
+    edge = None if EVEN_N else multiple(N, VECTOR)
     mask = within(offs_n, edge, True)
     ACC: tl.constexpr = tl.float64 if p_ptr.dtype.element_ty == tl.float64 else tl.float32
     zeros = tl.zeros([BLOCK_N], ACC)
@@ -58,7 +60,7 @@ def _scan_fold_kernel(
     if given_ptr is not None:
         arrives = within(offs_n, edge, chunk == 0)
         given = tl.load(given_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
-    p_walk = walk_rows(p_ptr, b, first, length, stride_pb, stride_pt, REVERSE)
+    p_walk = walk_rows(p_ptr, b, first, length, stride_pb, stride_pt, REVERSE, VECTOR)
     if resets_ptr is not None:
         resets_walk = walk_rows(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
     state, extra = given, zeros
@@ -71,15 +73,16 @@ def _scan_fold_kernel(
         if clip is not None:
             hi = tl.cast(clip, ACC) + clip_rest  # as in `_scan_bwd_kernel`
             lo = -hi
-        h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+        h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE, VECTOR)
 
     P, Q, E0, E1 = identity(u, lo, hi)
     P, Q, E0, E1 = constant(chunk == 0, state, P, Q, E0, E1)
     every = tl.full([], ROWS, tl.int64)
-    for i in range(start, start + (stop - start) // ROWS * ROWS, ROWS):
-        rows = load_rows(p_walk, i, offs_n, edge, every, ROWS)
+    whole = start + (stop - start) // ROWS * ROWS
+    for i in tl.range(start, whole, ROWS, num_stages=STAGES):
+        rows = load_group(p_walk, i, offs_n, edge, ROWS, STAGES)
         if h_ptr is not None:
-            h_rows = load_rows(h_walk, i, offs_n, edge, every, ROWS)
+            h_rows = load_group(h_walk, i, offs_n, edge, ROWS, STAGES)
         if resets_ptr is not None:
             resets = load_rows(resets_walk, i, 0, edge, every, ROWS)
         for r in tl.static_range(ROWS):

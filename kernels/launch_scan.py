@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import math
 
 import torch
 import triton
@@ -35,17 +36,18 @@ def scan_forward(
     resets=None,
     chunks=None,
     rows=None,
+    stages=None,
     block_n=None,
 ):
     """Writes h_t = f(a_t + u * h_{t-1}) to h, which may be a; returns the last state h_n (B, N).
 
     a, h: (B, T, N), or (total, N) with cu_seqlens (B + 1,); any strides, but adjacent channels.
     u: (N,). h0: (B, N) or None. lengths: (B,). resets: bool, (B, T) or (total,). What is not given
-    of chunks, rows and block_n is as `plan` says. Raises ValueError for several chunks of tanh.
+    of chunks, rows (at most 32; a power of two with several stages), stages and block_n is as
+    `plan` says. Raises ValueError for several chunks of tanh.
     """
-    B, walk = _walk_arguments(
-        a, 1, nonlinearity, reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
-    )
+    cut = chunks, rows, stages, block_n
+    B, walk = _walk_arguments((a,), h, nonlinearity, reverse, lengths, cu_seqlens, resets, cut)
     h_n = a.new_empty(B, a.shape[-1])
     stride_ab, stride_at = _strides(a, cu_seqlens)
     stride_hb, stride_ht = _strides(h, cu_seqlens)
@@ -86,6 +88,7 @@ def scan_backward(
     grad_a=None,
     chunks=None,
     rows=None,
+    stages=None,
     block_n=None,
 ):
     """The gradients (grad_a, grad_u, grad_h0) of `scan_forward`, from the h that it stored, and
@@ -95,11 +98,12 @@ def scan_backward(
     None. grad_a: a tensor for it, which may be grad_h, or None. The rest as in `scan_forward`.
     grad_a is like h, grad_u like u, and grad_h0 (B, N) of h0's dtype, or without h0 of h's.
     """
+    cut = chunks, rows, stages, block_n
+    grad_a = torch.empty_like(h) if grad_a is None else grad_a
     B, walk = _walk_arguments(
-        h, 2, nonlinearity, not reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
+        (h, grad_h), grad_a, nonlinearity, not reverse, lengths, cu_seqlens, resets, cut
     )
     N = h.shape[-1]
-    grad_a = torch.empty_like(h) if grad_a is None else grad_a
     sums = h.new_empty(2, B, walk["CHUNKS"], N, dtype=_accumulator(h))
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
     clip = _two_floats(grad_clip)
@@ -193,22 +197,27 @@ def _device(index):
     )
 
 
-def _walk_arguments(
-    x, streams, nonlinearity, reverse, lengths, cu_seqlens, resets, chunks, rows, block_n
-):
-    """B, and the arguments that the kernels which walk over time share."""
+def _walk_arguments(streams, written, nonlinearity, reverse, lengths, cu_seqlens, resets, cut):
+    """B, and the arguments that the kernels which walk over time share.
+
+    streams: the tensors that are read in every step. written: the one that is. cut: chunks, rows,
+    stages and block_n, each None where it is as `plan` says.
+    """
+    x = streams[0]
     if nonlinearity == "tanh":
-        if chunks not in (None, 1):
-            raise ValueError(f"tanh is not a clamp and cannot be cut in time: chunks={chunks}")
-        chunks = 1
+        if cut[0] not in (None, 1):
+            raise ValueError(f"tanh is not a clamp and cannot be cut in time: chunks={cut[0]}")
+        cut = 1, *cut[1:]
     if cu_seqlens is None:
         B, T, N = x.shape
     else:
         B, N = len(cu_seqlens) - 1, x.shape[1]
         T = len(x) // max(B, 1)
-    device = device_of(x)
-    planned = plan(B, T, N, x.element_size(), streams, device.multiprocessors, device.lanes)
-    block_n = block_n or planned.block_n
+    itemsize, vector = x.element_size(), _vector((*streams, written), cu_seqlens)
+    planned = plan(device_of(x), B, T, N, itemsize, len(streams), vector * itemsize)
+    chunks, rows, stages, block_n = (
+        pick if given is None else given for given, pick in zip(cut, planned, strict=True)
+    )
     lo, hi = BOUNDS[nonlinearity]
     stride_rb, stride_rt = (0, 0) if resets is None else _strides(resets, cu_seqlens)
     return B, {
@@ -222,11 +231,22 @@ def _walk_arguments(
         "LO": lo,
         "HI": hi,
         "REVERSE": reverse,
-        "CHUNKS": chunks or planned.chunks,
-        "ROWS": rows or planned.rows,
+        "CHUNKS": chunks,
+        "ROWS": rows,
+        "STAGES": stages,
         "BLOCK_N": block_n,
         "EVEN_N": N % block_n == 0,
+        "VECTOR": vector,
     }
+
+
+def _vector(tensors, cu_seqlens):
+    """How many neighbouring numbers, up to 16 bytes, all rows are multiples of: a power of two."""
+    most = 16 // tensors[0].element_size()
+    if any(x.data_ptr() % 16 for x in tensors):
+        return 1
+    strides = [stride for x in tensors for stride in _strides(x, cu_seqlens)]
+    return math.gcd(most, tensors[0].shape[-1], *strides)
 
 
 def _grid(B, walk):

@@ -34,6 +34,9 @@ FAMILIES = {
     "mfma": Family(2, 4, 1024, 7, 35, 68),  # AMD CDNA 3; an MI300X. CDNA 4 needs fewer: 14, 36
 }
 CACHE_RATE = 32  # bytes a clock and multiprocessor from the last-level cache
+ASYNCHRONOUS = ("mma", "wgmma", "tcgen05")  # families that copy to shared memory in the background
+GOAL = 32 * 1024  # bytes in flight that keep a multiprocessor's share of the memory busy
+RING = 28 * 1024  # bytes of a program's ring
 LAUNCH = 4000  # a kernel's start and its tail: 2 us
 HOP = 1800  # from one tile of a chain to the next: 1 us
 LATENCY = 600  # of a tile's recurrence, beyond its instructions
@@ -42,37 +45,63 @@ SLICE = 2  # a slice of the split path takes so much of the cache: half
 
 
 class Plan(NamedTuple):
-    """How a scan is cut: chunks of time, rows in flight, channels of a program."""
+    """How a scan is cut: chunks of time, rows of a group, groups in a ring, channels of a program.
+
+    One stage: the rows of a group are in registers. More: a ring of stages - 1 groups of rows, in
+    shared memory, copied asynchronously.
+    """
 
     chunks: int
     rows: int
+    stages: int
     block_n: int
 
 
-def plan(B, T, N, itemsize, streams, multiprocessors, lanes):
-    """How to cut B sequences of T steps and N channels whose steps read `streams` rows each.
+def plan(device, B, T, N, itemsize, streams, vector):
+    """How to cut B sequences of T steps and N channels whose steps read `streams` rows each, where
+    rows are known to begin at multiples of `vector` bytes.
 
     A multiprocessor keeps memory busy with about 32 KiB in flight (latency times bandwidth: 0.9 us
-    of an H200's 4.8 TB/s, over 132). In flight are rows * streams * itemsize bytes for each of
-    B * N * chunks channels, however these are grouped into programs. So
-    - rows: 256 bytes a lane, which the registers hold without a spill;
-    - chunks: powers of two until the goal is met, unless one chunk is within half of it, for chunks
-      read the input twice. Each is 4 groups of rows at least, and their number below sqrt(T) / 2,
-      because the carry takes them one by one;
-    - block_n: 16 bytes a lane, or less until every multiprocessor has 4 programs.
+    of an H200's 4.8 TB/s, over 132). In flight is a ring, or a group of rows, for each program.
+    - ring: where the device copies asynchronously, which takes words of 4 bytes, and sequences are
+      long enough to fill it. 28 KiB, so that an NVIDIA multiprocessor holds 3 to 7 programs.
+    - block_n: 16 bytes a lane, or `vector`. Less, until there are 1.5 programs for every
+      multiprocessor (a program alone is slow where its lanes have much to do) and at most a
+      quarter of the lanes have no channel.
+    - rows: 256 bytes a lane, which the registers hold without a spill, but 32 at most: what is
+      unrolled further takes long to compile.
+    - chunks: powers of two until two thirds of the goal are in flight: chunks read the input twice,
+      which costs half as much again. Where there are several, and each is longer than a launch
+      takes, there are more of them until every multiprocessor has 4 programs. Each is 4 groups of
+      rows at least, and their number below sqrt(T) / 2, because the carry takes them one by one.
     """
-    rows = 16 // streams
-    goal = 32 * 1024 * multiprocessors
-    in_flight = B * N * rows * streams * itemsize
+    ring = device.family in ASYNCHRONOUS and vector >= 4
+    lane = vector if ring else 16
+    least = max(4, 2 * itemsize) if ring else itemsize
+
+    def padded(lane):
+        block_n = lane * device.lanes // itemsize
+        return math.ceil(N / block_n) * block_n
+
+    while lane > least and (
+        2 * B * padded(lane) * itemsize < 3 * device.multiprocessors * lane * device.lanes
+        or 4 * padded(lane) > 5 * N
+    ):
+        lane //= 2
+    block_n = lane * device.lanes // itemsize
+    rows = min(256 // lane, 32) // streams
+    group = streams * rows * lane * device.lanes
+    stages = 1 + RING // group if ring and 4 * rows <= T else 1
+    in_flight = B * N * itemsize * streams * rows * max(stages - 1, 1)
+    programs = B * math.ceil(N / block_n)
     most_chunks = min(T // (4 * rows), math.isqrt(T) // 2)
     chunks = 1
-    if 2 * in_flight <= goal:
-        while chunks * in_flight < goal and 2 * chunks <= most_chunks:
-            chunks *= 2
-    block_n = 16 * lanes // itemsize
-    while block_n > lanes and B * math.ceil(N / block_n) * chunks < 4 * multiprocessors:
-        block_n //= 2
-    return Plan(chunks, rows, block_n)
+    while 2 * chunks <= most_chunks and (
+        3 * chunks * in_flight < 2 * GOAL * device.multiprocessors
+        or (1 < chunks < T // 1024 and chunks * programs < 4 * device.multiprocessors)
+    ):
+        chunks *= 2
+    return Plan(chunks, rows, stages, block_n)
 
 
 class Tile(NamedTuple):
@@ -163,7 +192,7 @@ def split_time(device, B, T, K, N, itemsize, backward, slices):
         B * T * K * N / (device.multiprocessors * rate), _memory(device, B * T * (K + N) * itemsize)
     )
     streams = 2 if backward else 1
-    cut = plan(B, T, N, itemsize, streams, device.multiprocessors, device.lanes)
+    cut = plan(device, B, T, N, itemsize, streams, math.gcd(16, N * itemsize))
     size = B * T * N * itemsize
     passes = 1 + streams + (streams if cut.chunks > 1 else 0)
     scan = _memory(device, passes * size)

@@ -23,7 +23,7 @@ def step_of_column(BLOCK_T: tl.constexpr, LANES: tl.constexpr, RUN: tl.constexpr
 
 
 @triton.jit
-def _columns(x, LEVELS: tl.constexpr):
+def columns(x, LEVELS: tl.constexpr):
     """[N, LANES, R] as R tensors [N, LANES], in order; R = 2**LEVELS."""
     xs = (x,)
     for _ in tl.static_range(LEVELS):
@@ -33,10 +33,10 @@ def _columns(x, LEVELS: tl.constexpr):
             first, second = tl.split(tl.permute(halves, [0, 1, 3, 2]))
             ys = ys + (first, second)  # noqa: RUF005
         xs = ys
-    columns = ()
+    ys = ()
     for m in tl.static_range(len(xs)):
-        columns = columns + (tl.reshape(xs[m], [x.shape[0], x.shape[1]]),)  # noqa: RUF005
-    return columns
+        ys = ys + (tl.reshape(xs[m], [x.shape[0], x.shape[1]]),)  # noqa: RUF005
+    return ys
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def in_runs(tile, LANES: tl.constexpr, RUN: tl.constexpr, LEVELS: tl.constexpr):
     """The columns of an accumulator [N, BLOCK_T] as R tensors [N, LANES]: step m of every lane."""
     R: tl.constexpr = tile.shape[1] // LANES
     x = tl.permute(tl.reshape(tile, [tile.shape[0], R // RUN, LANES, RUN]), [0, 2, 1, 3])
-    return _columns(tl.reshape(x, [tile.shape[0], LANES, R]), LEVELS)
+    return columns(tl.reshape(x, [tile.shape[0], LANES, R]), LEVELS)
 
 
 @triton.jit

@@ -7,8 +7,13 @@ Li et al. 2018, arXiv 1803.04831, eq. 4; the clip on every message is Lasagne's 
 
 A program is one warp and owns one sequence, BLOCK_N channels and one of CHUNKS ranges of time,
 which it walks step by step. A step is two operations an element, so what counts is bytes in flight:
-ROWS time rows are loaded before the first is used. Where sequences and channels are too few to fill
-the device, `chunks` finds the state in which each chunk starts, and the same kernels walk them all.
+groups of ROWS time rows are copied asynchronously into a ring in shared memory, STAGES - 1 of them,
+while an earlier one is used; or, where the device cannot do that, ROWS rows are loaded into
+registers before the first is used. h may be a, and grad_a grad_h: every row is read before it is
+written, and the ring reads rows of later steps only.
+
+Where sequences and channels are too few to fill the device, `chunks` finds the state in which each
+chunk starts, and the same kernels walk them all.
 
 Steps are counted along the walk: step i is time i, or length-1-i where REVERSE; the backward walks
 against the forward. Offsets are 64 bits wide; strides count elements; channels are adjacent. T is
@@ -21,23 +26,29 @@ import triton
 import triton.language as tl
 
 from .clamped_affine import step, stopped
-from .walk import load_rows, program, walk_rows, within, zero_rows
+from .walk import (
+    load_group,
+    load_resets,
+    load_rows,
+    multiple,
+    program,
+    walk_rows,
+    within,
+    zero_rows,
+)
 
 
 @triton.jit
 def _fwd_rows(
-    s, u, a_walk, h_walk, resets_walk, i, offs_n, N, left,
-    LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr,
+    s, u, rows, resets, h_walk, i, offs_n, N, left,
+    LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, HAS_RESETS: tl.constexpr,
 ):  # fmt: skip
-    """Steps i to i + ROWS, of which `left` exist, from state s."""
-    rows = load_rows(a_walk, i, offs_n, N, left, ROWS)
-    if resets_walk is not None:
-        resets = load_rows(resets_walk, i, 0, N, left, ROWS)
+    """The steps from i whose rows are given, of which `left` exist, from state s."""
     h_ptrs = h_walk[0] + i * h_walk[1] + offs_n
-    for r in tl.static_range(ROWS):
+    for r in tl.static_range(len(rows)):
         previous = s
-        if resets_walk is not None:
-            previous = tl.where(resets[r], 0.0, s)
+        if HAS_RESETS:
+            previous = tl.where((resets >> r) & 1 != 0, 0.0, s)
         h = step(rows[r].to(s.dtype), u, previous, LO, HI, TANH)
         tl.store(h_ptrs, h, mask=within(offs_n, N, r < left))
         h_ptrs += h_walk[1]
@@ -69,8 +80,10 @@ def _scan_fwd_kernel(
     REVERSE: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
+    STAGES: tl.constexpr,  # of the ring of asynchronous copies; 1: rows in registers instead
     BLOCK_N: tl.constexpr,
     EVEN_N: tl.constexpr,  # N is a multiple of BLOCK_N
+    VECTOR: tl.constexpr,  # a power of two that divides N and the strides of a row
 ):
     """h_t = clamp(a_t + u * h_{t-1}, LO, HI), and h_n, the state after the last step.
 
@@ -78,29 +91,39 @@ def _scan_fwd_kernel(
     elements; for each a multiply-add and a maximum, and two conversions where a is narrow.
     """
     b, chunk, first, length, start, stop, end, offs_n = program(
-        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
+        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N, VECTOR
     )
-    edge = None if EVEN_N else N
+    edge = None if EVEN_N else multiple(N, VECTOR)
     mask = within(offs_n, edge, True)
     ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
     u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
     s = tl.zeros([BLOCK_N], ACC)
     if start_ptr is not None:
         s = tl.load(start_ptr + (b * CHUNKS + chunk) * N + offs_n, mask=mask).to(ACC)
-    a_walk = walk_rows(a_ptr, b, first, length, stride_ab, stride_at, REVERSE)
-    h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
+    a_walk = walk_rows(a_ptr, b, first, length, stride_ab, stride_at, REVERSE, VECTOR)
+    h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE, VECTOR)
     resets_walk = None
     if resets_ptr is not None:
         resets_walk = walk_rows(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
 
+    HAS_RESETS: tl.constexpr = resets_ptr is not None
+    TAIL: tl.constexpr = min(ROWS, 8)
     whole = start + (stop - start) // ROWS * ROWS
     every = tl.full([], ROWS, tl.int64)  # a constant: the masks of whole groups compile to nothing
-    for i in range(start, whole, ROWS):
-        s = _fwd_rows(s, u, a_walk, h_walk, resets_walk, i, offs_n, edge, every, LO, HI, TANH, ROWS)
-    for i in range(whole, stop, ROWS):
+    resets = load_resets(resets_walk, start, stop - start, ROWS)
+    for i in tl.range(start, whole, ROWS, num_stages=STAGES):
+        next_resets = load_resets(resets_walk, i + ROWS, stop - i - ROWS, ROWS)
+        rows = load_group(a_walk, i, offs_n, edge, ROWS, STAGES)
         s = _fwd_rows(
-            s, u, a_walk, h_walk, resets_walk, i, offs_n, edge, stop - i, LO, HI, TANH, ROWS
-        )
+            s, u, rows, resets, h_walk, i, offs_n, edge, every, LO, HI, TANH, HAS_RESETS
+        )  # fmt: skip
+        resets = next_resets
+    for i in range(whole, stop, TAIL):
+        rows = load_rows(a_walk, i, offs_n, edge, stop - i, TAIL)
+        s = _fwd_rows(
+            s, u, rows, resets, h_walk, i, offs_n, edge, stop - i, LO, HI, TANH, HAS_RESETS
+        )  # fmt: skip
+        resets >>= TAIL
 
     last = (stop == length) & ((start < length) | (chunk == 0))
     tl.store(h_n_ptr + b * N + offs_n, s, mask=within(offs_n, edge, last))
@@ -111,20 +134,18 @@ def _scan_fwd_kernel(
 @triton.jit
 def _bwd_rows(
     d, grad_u, grad_b, h, extra, u, h0, lo, hi,
-    g_walk, h_walk, d_walk, resets_walk, i, offs_n, N, left,
-    LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr,
+    g_rows, h_rows, resets, d_walk, i, offs_n, N, left,
+    LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, HAS_RESETS: tl.constexpr,
 ):  # fmt: skip
-    """Steps i to i + ROWS, of which `left` exist before the sequence's end, from message d.
+    """The steps from i whose rows are given, of which `left` exist before the sequence's end, from
+    message d.
 
-    h is the stored output of step i, `extra` a gradient that this step alone receives beside g.
+    h is the stored output of step i, h_rows those of the steps after each. `extra` is a gradient
+    that step i alone receives beside g.
     """
-    rows = load_rows(g_walk, i, offs_n, N, left, ROWS)
-    h_rows = load_rows(h_walk, i + 1, offs_n, N, left - 1, ROWS)
-    if resets_walk is not None:
-        resets = load_rows(resets_walk, i, 0, N, left, ROWS)
     d_ptrs = d_walk[0] + i * d_walk[1] + offs_n
-    for r in tl.static_range(ROWS):
-        g = rows[r].to(d.dtype)
+    for r in tl.static_range(len(g_rows)):
+        g = g_rows[r].to(d.dtype)
         if r == 0:
             g += extra
         if TANH:
@@ -137,9 +158,10 @@ def _bwd_rows(
         grad_b = tl.where(r < left, grad_b + new, grad_b)
         h = tl.where(r == left - 1, h0, h_rows[r].to(d.dtype))
         product = new * h
-        if resets_walk is not None:
-            product = tl.where(resets[r], 0.0, product)
-            new = tl.where(resets[r], 0.0, new)
+        if HAS_RESETS:
+            reset = (resets >> r) & 1 != 0
+            product = tl.where(reset, 0.0, product)
+            new = tl.where(reset, 0.0, new)
         grad_u = tl.where(r < left, grad_u + product, grad_u)
         d = tl.where(r < left, new, d)
     return d, grad_u, grad_b, h
@@ -177,8 +199,10 @@ def _scan_bwd_kernel(
     REVERSE: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
+    STAGES: tl.constexpr,  # of the ring of asynchronous copies; 1: rows in registers instead
     BLOCK_N: tl.constexpr,
     EVEN_N: tl.constexpr,  # N is a multiple of BLOCK_N
+    VECTOR: tl.constexpr,  # a power of two that divides N and the strides of a row
 ):
     """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c); grad_u = sum d_t * h_{t-1}; grad_b = sum d_t;
     grad_h0 = u * d_1.
@@ -189,9 +213,9 @@ def _scan_bwd_kernel(
     selection, and with a clip a minimum and a maximum.
     """
     b, chunk, first, length, start, stop, end, offs_n = program(
-        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N
+        T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N, VECTOR
     )
-    edge = None if EVEN_N else N
+    edge = None if EVEN_N else multiple(N, VECTOR)
     mask = within(offs_n, edge, True)
     ACC: tl.constexpr = tl.float64 if g_ptr.dtype.element_ty == tl.float64 else tl.float32
     zeros = tl.zeros([BLOCK_N], ACC)
@@ -206,9 +230,9 @@ def _scan_bwd_kernel(
     if g_n_ptr is not None:
         arrives = within(offs_n, edge, chunk == 0)
         g_n = tl.load(g_n_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
-    g_walk = walk_rows(g_ptr, b, first, length, stride_gb, stride_gt, REVERSE)
-    h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE)
-    d_walk = walk_rows(d_ptr, b, first, length, stride_db, stride_dt, REVERSE)
+    g_walk = walk_rows(g_ptr, b, first, length, stride_gb, stride_gt, REVERSE, VECTOR)
+    h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE, VECTOR)
+    d_walk = walk_rows(d_ptr, b, first, length, stride_db, stride_dt, REVERSE, VECTOR)
     resets_walk = None
     if resets_ptr is not None:
         resets_walk = walk_rows(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
@@ -223,20 +247,31 @@ def _scan_bwd_kernel(
     grad_u = zeros
     grad_b = zeros
     h = load_rows(h_walk, start, offs_n, edge, stop - start, 1)[0].to(ACC)
+    HAS_RESETS: tl.constexpr = resets_ptr is not None
+    TAIL: tl.constexpr = min(ROWS, 8)
     # Whole groups are followed by a further step, whose h they load.
     whole = start + tl.maximum(tl.minimum(stop, length - 1) - start, 0) // ROWS * ROWS
     more = tl.full([], ROWS + 1, tl.int64)
-    for i in range(start, whole, ROWS):
+    resets = load_resets(resets_walk, start, stop - start, ROWS)
+    for i in tl.range(start, whole, ROWS, num_stages=STAGES):
+        next_resets = load_resets(resets_walk, i + ROWS, stop - i - ROWS, ROWS)
+        g_rows = load_group(g_walk, i, offs_n, edge, ROWS, STAGES)
+        h_rows = load_group(h_walk, i + 1, offs_n, edge, ROWS, STAGES)
         d, grad_u, grad_b, h = _bwd_rows(
-            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk,
-            i, offs_n, edge, more, LO, HI, TANH, ROWS,
+            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_rows, h_rows, resets, d_walk,
+            i, offs_n, edge, more, LO, HI, TANH, HAS_RESETS,
         )  # fmt: skip
         extra = zeros
-    for i in range(whole, stop, ROWS):
+        resets = next_resets
+    for i in range(whole, stop, TAIL):
+        g_rows = load_rows(g_walk, i, offs_n, edge, stop - i, TAIL)
+        h_rows = load_rows(h_walk, i + 1, offs_n, edge, stop - i - 1, TAIL)
         d, grad_u, grad_b, h = _bwd_rows(
-            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_walk, h_walk, d_walk, resets_walk,
-            i, offs_n, edge, stop - i, LO, HI, TANH, ROWS,
+            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_rows, h_rows, resets, d_walk,
+            i, offs_n, edge, stop - i, LO, HI, TANH, HAS_RESETS,
         )  # fmt: skip
+        extra = zeros
+        resets >>= TAIL
 
     sums = sums_ptr + (b * CHUNKS + chunk) * N + offs_n
     tl.store(sums, grad_u, mask=mask)

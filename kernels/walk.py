@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .registers import columns
+
 
 @triton.jit
 def program(
@@ -13,12 +15,15 @@ def program(
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """This program's sequence and chunk, the sequence's first row and length, and the program's
     steps, start to stop, the end of its share of the padded time, and its channels."""
     blocks = tl.cdiv(N, BLOCK_N)
     b = (tl.program_id(0) // blocks).to(tl.int64)
+    # No lane has more neighbours of u than of a row: that would cost an exchange for each row.
     offs_n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = tl.max_contiguous(offs_n, VECTOR)
     first = b * 0
     padded = first + T
     # Compiled code does not look at the values: one out of range must not leave the tensor.
@@ -37,10 +42,21 @@ def program(
 
 
 @triton.jit
-def walk_rows(ptr, b, first, length, stride_b, stride_t, REVERSE: tl.constexpr):
-    """The row of step 0, and the 64-bit stride from each step's row to the next one's."""
-    ptr += b * stride_b + first * stride_t
-    stride = b * 0 + stride_t
+def multiple(x, VECTOR: tl.constexpr):
+    """x, which is a multiple of VECTOR, in a form that says so to the compiler."""
+    return x // VECTOR * VECTOR
+
+
+@triton.jit
+def walk_rows(
+    ptr, b, first, length, stride_b, stride_t, REVERSE: tl.constexpr, VECTOR: tl.constexpr = 1
+):
+    """The row of step 0, and the 64-bit stride from each step's row to the next one's.
+
+    Strides are multiples of VECTOR, by which loads and stores are as wide as may be.
+    """
+    stride = multiple(b * 0 + stride_t, VECTOR)
+    ptr += b * multiple(stride_b, VECTOR) + first * stride
     if REVERSE:
         ptr += (length - 1) * stride
         stride = -stride
@@ -69,6 +85,51 @@ def load_rows(walk, i, offs_n, N, left, ROWS: tl.constexpr):
         rows = rows + (row,)  # noqa: RUF005
         ptrs += walk[1]
     return rows
+
+
+@triton.jit
+def load_group(walk, i, offs_n, N, ROWS: tl.constexpr, STAGES: tl.constexpr):
+    """The rows of steps i to i + ROWS, all of which exist, in a loop of so many `num_stages`.
+
+    With one stage the rows are loaded as by `load_rows`. With more they are one tile, whose load
+    the compiler turns into a ring of asynchronous copies in shared memory, STAGES - 1 tiles deep.
+    A lane reads all rows of its channels from there: taking the tile apart only renames registers.
+    """
+    if STAGES == 1:
+        every = tl.full([], ROWS, tl.int64)  # a constant: its masks compile to nothing
+        rows = load_rows(walk, i, offs_n, N, every, ROWS)
+    else:
+        BLOCK_N: tl.constexpr = offs_n.shape[0]
+        LANE: tl.constexpr = BLOCK_N // 32
+        offs_t = tl.arange(0, ROWS) * walk[1]
+        ptrs = walk[0] + i * walk[1] + offs_t[:, None] + offs_n[None, :]
+        if LANE * walk[0].dtype.element_ty.primitive_bitwidth == 64:
+            # Copies of 16 bytes would give a lane every other row, at the cost of shuffles.
+            ptrs = tl.max_contiguous(ptrs, [1, LANE])
+        mask = None
+        if N is not None:
+            mask = (offs_n < N)[None, :]
+        tile = tl.trans(tl.load(ptrs, mask=mask))
+        parts = columns(tl.reshape(tile, [BLOCK_N, 1, ROWS]), ROWS.bit_length() - 1)
+        rows = ()
+        for r in tl.static_range(ROWS):
+            rows = rows + (tl.reshape(parts[r], [BLOCK_N]),)  # noqa: RUF005
+    return rows
+
+
+@triton.jit
+def load_resets(walk, i, left, ROWS: tl.constexpr):
+    """The resets of steps i to i + ROWS, of which `left` exist, as bits of one number; ROWS <= 32.
+
+    Without resets there are none. Loaded a group ahead: nothing else hides the time it takes.
+    """
+    bits = tl.full([], 0, tl.int32)
+    if walk is not None:
+        bit = tl.arange(0, 32)
+        there = bit < tl.minimum(left, ROWS)
+        flags = tl.load(walk[0] + (i + bit) * walk[1], mask=there, other=0)
+        bits = tl.sum(flags.to(tl.int32) << bit, 0)
+    return bits
 
 
 @triton.jit

@@ -57,6 +57,10 @@ def compile_all(folder, **variables):
     return reports
 
 
+# Scans whose rows cannot be copied asynchronously, or that copy few numbers.
+REGISTERS = {"carry", "forward, odd N relu"}
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     return compile_all(tmp_path_factory.mktemp("aot"))
@@ -84,9 +88,14 @@ def test_nothing_spills(reports):
     assert sum(report["spilled"] for report in spills) <= 64
 
 
-def test_scans_need_no_shared_memory(reports):
+def test_scans_need_no_more_shared_memory_than_their_ring(reports):
+    """Nor do they exchange anything through it: the barriers are those of the copies' ring."""
     scans = [report for report in reports if not report["name"].startswith("fused")]
-    assert not [report for report in scans if report["shared"] or report["barriers"]]
+    for report in scans:
+        in_ring = report["target"].startswith("sm_") and report["name"] not in REGISTERS
+        assert report["shared"] <= (28 * 1024 if in_ring else 0), report
+        assert report["barriers"] <= (9 if in_ring else 0), report
+    assert any(report["shared"] for report in scans)
 
 
 def test_few_instructions_for_each_element(reports):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastindrnn.kernels import cpu_cache, team
 from numba import carray, types
 from numba.core import config, typing
+
+from fastindrnn.kernels import cpu_cache, team
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fastindrnn.kernels import team
 
 from fastindrnn.__main__ import main
+from fastindrnn.kernels import team
 
 
 def test_report(capsys):

@@ -40,28 +40,38 @@ def backward(*tensors, **options):
 
 
 cuts = st.fixed_dictionaries(
-    {
-        "chunks": st.sampled_from([1, 2, 3, 8]),
-        "rows": st.sampled_from([2, 3]),
-        "block_n": st.sampled_from([4, 8]),
-    }
+    {"chunks": st.sampled_from([1, 2, 3, 8]), "block_n": st.sampled_from([4, 8])}
 )
+# In registers, groups have any number of rows; in a ring a power of two.
+groups = st.sampled_from([(2, 1), (3, 1), (2, 2), (4, 3), (16, 2)])
 
 
 @emulator.examples(70)
-@given(cases(T=24, N=11), cuts)
-def test_against_reference(case, cut):
+@given(cases(T=24, N=11), cuts, groups)
+def test_against_reference(case, cut, group):
+    cut = cut | {"rows": group[0], "stages": group[1]}
     if case.nonlinearity == "tanh":
         cut = cut | {"chunks": 1}
     check_scan(case, forward, backward, **cut)
 
 
-@pytest.mark.parametrize("nonlinearity", list(reference.ACTIVATIONS))
-def test_as_the_launch_plans_it(nonlinearity):
-    """With the launch's own rows, block and chunks: several of each but for tanh."""
-    case = Case(1, 150, 35, nonlinearity=nonlinearity, form="lengths", grad_clip=0.5)
+@pytest.mark.parametrize(
+    ("nonlinearity", "ring"),
+    [*((name, False) for name in reference.ACTIVATIONS), ("relu", True), ("tanh", True)],
+)
+def test_as_the_launch_plans_it(nonlinearity, ring):
+    """With the launch's own groups of rows, blocks and chunks: several of each but for tanh."""
+    dtype = torch.float32 if ring else torch.float16
+    N = 7 if ring else 35
+    case = Case(
+        1, 280, N, dtype=dtype, nonlinearity=nonlinearity, form="lengths", grad_clip=0.5, seed=3
+    )
     check_scan(case, forward, backward)
-    assert model.plan(1, 150, 35, 4, 1, 1, 32).chunks > 1
+    device = model.Device("mma", 1, 32, 0)
+    for streams in (1, 2):
+        cut = model.plan(device, 1, 280, N, dtype.itemsize, streams, vector=dtype.itemsize)
+        assert cut.chunks > 1
+        assert (cut.stages > 1) == ring
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
@@ -204,9 +214,58 @@ def test_empty():
         check_scan(Case(B, T, N), forward, backward, chunks=2, rows=2)
 
 
-def test_plan():
-    """A full device is not cut; a long single sequence is, but not a short one."""
-    device = {"itemsize": 2, "streams": 1, "multiprocessors": 132, "lanes": 32}
-    assert model.plan(512, 1000, 2048, **device) == (1, 16, 256)
-    assert 32 <= model.plan(1, 100_000, 256, **device).chunks <= 256
-    assert model.plan(1, 50, 256, **device) == (1, 16, 32)
+H200 = model.Device("wgmma", 132, 32, 0)
+MI300X = model.Device("mfma", 304, 64, 0)
+DTYPES = [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_launch_from_8000_channels_on(dtype, streams):
+    """One pass over memory, in a ring of asynchronous copies."""
+    for sizes in ((32, 1024, 512), (64, 1024, 1024), (16, 784, 512), (512, 1000, 2048)):
+        cut = model.plan(H200, *sizes, dtype.itemsize, streams, vector=16)
+        assert cut.chunks == 1
+        assert cut.stages > 1
+
+
+def test_long_sequences_alone_are_cut():
+    assert 32 <= model.plan(H200, 1, 100_000, 256, 2, 1, vector=16).chunks <= 256
+    assert model.plan(H200, 1, 50, 256, 2, 1, vector=16).chunks == 1
+
+
+@given(
+    st.sampled_from([H200, MI300X]),
+    st.integers(1, 5000),
+    st.integers(1, 2048),
+    st.integers(1, 4096),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([2, 4, 16]),
+)
+def test_plan_has_no_cliffs(device, B, T, N, itemsize, streams, vector):
+    """Half of the sequences make of a chunk two at most, and every plan can be launched."""
+    vector = max(vector, itemsize)
+    cut = model.plan(device, B, T, N, itemsize, streams, vector)
+    half = model.plan(device, B // 2 or 1, T, N, itemsize, streams, vector)
+    longer = model.plan(device, B, 2 * T, N, itemsize, streams, vector)
+    assert cut.chunks <= half.chunks <= 2 * cut.chunks
+    assert cut.chunks <= longer.chunks or cut.stages < longer.stages
+    assert cut.chunks * cut.rows <= max(T, cut.rows)
+    assert cut.rows <= 32
+    assert cut.block_n % device.lanes == 0
+    assert (cut.block_n - N) * 4 <= N or cut.block_n <= 2 * device.lanes
+    ring = (cut.stages - 1) * cut.rows * streams * cut.block_n * itemsize
+    assert ring <= model.RING
+    assert cut.stages == 1 or (device is H200 and vector >= 4 and cut.rows.bit_count() == 1)
+
+
+def test_a_device_half_full_is_not_cut_in_four():
+    """48.5 % of the bytes that should be in flight once became four chunks."""
+    goal = H200.multiprocessors * model.GOAL
+    for itemsize in (2, 4):
+        for B in range(1, 300):
+            cut = model.plan(H200, B, 1024, 64, itemsize, 1, vector=16)
+            in_flight = B * 64 * itemsize * cut.rows * max(cut.stages - 1, 1)
+            assert cut.chunks == 1 or 3 * in_flight < 2 * goal
+            assert cut.chunks <= 2 or 3 * in_flight < goal
