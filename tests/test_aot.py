@@ -101,6 +101,8 @@ def test_scans_need_no_more_shared_memory_than_their_ring(reports):
 def test_few_instructions_for_each_element(reports):
     """Memory allows the scans about 24, 36 and 12 on an H200; the fused kernel's goal is 12."""
     limits = {"forward relu": 6, "backward, clip relu": 12.5, "fold relu": 10, "fused relu": 12}
+    # Rows that are multiples of 8 and 4 bytes, as with 100 and 102 channels.
+    limits |= {"forward, N of 100 relu": 6, "forward, N of 102 relu": 7.5}
     for (target, dtype, name), report in by_kernel(reports).items():
         if target == "sm_90" and dtype == "bf16" and name in limits:
             assert report["per_element"] < limits.pop(name), report

@@ -74,21 +74,22 @@ def test_as_the_launch_plans_it(nonlinearity, ring):
         assert (cut.stages > 1) == ring
 
 
+@pytest.mark.parametrize("stages", [1, 3])
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_in_place_and_strided_and_same_bits_on_each_run(reverse, chunks):
+def test_in_place_and_strided_and_same_bits_on_each_run(reverse, chunks, stages):
     """Into its own input, between other channels, under autocast's mix of dtypes. In blocks as wide
     as a warp: in narrower ones lanes read what others of them overwrite, which counts as a race."""
     case = Case(2, 17, 35, reverse=reverse, form="lengths", has_resets=True, dtype=torch.bfloat16)
     (a, u, h0, options), _ = inputs(case)
     u, h0 = u.float(), h0.float()
+    cut = {"chunks": chunks, "rows": 4, "stages": stages, "block_n": 32}
     expected = torch.full_like(a, torch.nan)
-    h_n = forward(a, u, h0, expected, **options, chunks=chunks, rows=4, block_n=32)
+    h_n = forward(a, u, h0, expected, **options, **cut)
     wide = on_device(torch.full((2, 18, 40), 7.0, dtype=a.dtype))
     inner = wide[:, 1:, 3:38]
     inner.copy_(a)
     options = {name: on_device(x) for name, x in options.items()}
-    cut = {"chunks": chunks, "rows": 4, "block_n": 32}
     again = launch.scan_forward(inner, on_device(u), on_device(h0), inner, **options, **cut)
     assert torch.equal(inner.cpu(), expected)
     assert torch.equal(again.cpu(), h_n)
