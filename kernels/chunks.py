@@ -8,8 +8,79 @@ in `scan`; the maps are those of `clamped_affine`.
 import triton
 import triton.language as tl
 
-from .clamped_affine import append, apply, constant, finish, identity, stopped
-from .walk import load_group, load_rows, multiple, program, walk_rows, within
+from .clamped_affine import (
+    append,
+    apply,
+    constant,
+    finish,
+    growth_limit,
+    identity,
+    inverse_of,
+    stopped,
+)
+from .walk import (
+    extent,
+    load_group,
+    load_rows,
+    multiple,
+    program,
+    steps_of_chunk,
+    walk_rows,
+    within,
+)
+
+
+@triton.jit
+def _fold_rows(
+    P, Q, E0, E1, extra, u, lo, hi, grows, inverse, p_walk, h_walk, resets_walk, i, offs_n, edge,
+    LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The run (P, Q, E0, E1) followed by steps i to i + ROWS, the first of which gets `extra` too.
+
+    grows: where P and Q are S and R; None: nowhere.
+    """
+    every = tl.full([], ROWS, tl.int64)  # a constant: the masks of whole groups compile to nothing
+    rows = load_group(p_walk, i, offs_n, edge, ROWS, STAGES)
+    if h_walk is not None:
+        h_rows = load_group(h_walk, i, offs_n, edge, ROWS, STAGES)
+    if resets_walk is not None:
+        resets = load_rows(resets_walk, i, 0, edge, every, ROWS)
+    for r in tl.static_range(ROWS):
+        p = rows[r].to(u.dtype)
+        if h_walk is None:
+            if resets_walk is not None:
+                P, Q, E0, E1 = constant(resets[r], 0.0, P, Q, E0, E1)
+            P, Q, E0, E1 = append(p, u, P, Q, E0, E1, lo, hi, grows, inverse)
+        else:
+            if r == 0:
+                p += extra
+            P, Q, E0, E1 = append(p, u, P, Q, E0, E1, lo, hi, grows, inverse)
+            killed = stopped(h_rows[r].to(u.dtype), LO, HI)
+            if resets_walk is not None:
+                killed |= resets[r]
+            P, Q, E0, E1 = constant(killed, 0.0, P, Q, E0, E1)
+    return P, Q, E0, E1
+
+
+@triton.jit
+def _fold_chunk(
+    chunk, state, extra, u, lo, hi, grows, p_walk, h_walk, resets_walk, start, stop, offs_n, edge,
+    LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Steps start to stop as one map, ready for `apply`."""
+    inverse = None
+    if grows is not None:
+        inverse = inverse_of(u)
+    P, Q, E0, E1 = identity(u, lo, hi, grows)
+    P, Q, E0, E1 = constant(chunk == 0, state, P, Q, E0, E1)
+    whole = start + (stop - start) // ROWS * ROWS
+    for i in tl.range(start, whole, ROWS, num_stages=STAGES):
+        P, Q, E0, E1 = _fold_rows(
+            P, Q, E0, E1, extra, u, lo, hi, grows, inverse, p_walk, h_walk, resets_walk, i,
+            offs_n, edge, LO, HI, ROWS, STAGES,
+        )  # fmt: skip
+        extra = tl.zeros_like(extra)
+    return finish(P, Q, E0, E1, u, (stop - start) % 2 == 1, lo, hi, grows)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -55,12 +126,14 @@ def _scan_fold_kernel(
     mask = within(offs_n, edge, True)
     ACC: tl.constexpr = tl.float64 if p_ptr.dtype.element_ty == tl.float64 else tl.float32
     zeros = tl.zeros([BLOCK_N], ACC)
-    u = tl.load(u_ptr + offs_n, mask=mask).to(ACC)
+    u = tl.load(u_ptr + offs_n, mask=mask, other=0.0).to(ACC)
     given = zeros
     if given_ptr is not None:
         arrives = within(offs_n, edge, chunk == 0)
         given = tl.load(given_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
     p_walk = walk_rows(p_ptr, b, first, length, stride_pb, stride_pt, REVERSE, VECTOR)
+    h_walk = None
+    resets_walk = None
     if resets_ptr is not None:
         resets_walk = walk_rows(resets_ptr, b, first, length, stride_rb, stride_rt, REVERSE)
     state, extra = given, zeros
@@ -75,32 +148,17 @@ def _scan_fold_kernel(
             lo = -hi
         h_walk = walk_rows(h_ptr, b, first, length, stride_hb, stride_ht, REVERSE, VECTOR)
 
-    P, Q, E0, E1 = identity(u, lo, hi)
-    P, Q, E0, E1 = constant(chunk == 0, state, P, Q, E0, E1)
-    every = tl.full([], ROWS, tl.int64)
-    whole = start + (stop - start) // ROWS * ROWS
-    for i in tl.range(start, whole, ROWS, num_stages=STAGES):
-        rows = load_group(p_walk, i, offs_n, edge, ROWS, STAGES)
-        if h_ptr is not None:
-            h_rows = load_group(h_walk, i, offs_n, edge, ROWS, STAGES)
-        if resets_ptr is not None:
-            resets = load_rows(resets_walk, i, 0, edge, every, ROWS)
-        for r in tl.static_range(ROWS):
-            if h_ptr is None:
-                if resets_ptr is not None:
-                    P, Q, E0, E1 = constant(resets[r], 0.0, P, Q, E0, E1)
-                P, Q, E0, E1 = append(rows[r].to(ACC), u, P, Q, E0, E1, lo, hi)
-            else:
-                g = rows[r].to(ACC)
-                if r == 0:
-                    g += extra
-                P, Q, E0, E1 = append(g, u, P, Q, E0, E1, lo, hi)
-                killed = stopped(h_rows[r].to(ACC), LO, HI)
-                if resets_ptr is not None:
-                    killed |= resets[r]
-                P, Q, E0, E1 = constant(killed, 0.0, P, Q, E0, E1)
-        extra = zeros
-    P, Q, E0, E1 = finish(P, Q, E0, E1, u, lo, hi)
+    grows = tl.abs(u) > growth_limit(stop - start, ACC)
+    if tl.max(grows.to(tl.int32), 0) == 0:
+        P, Q, E0, E1 = _fold_chunk(
+            chunk, state, extra, u, lo, hi, None, p_walk, h_walk, resets_walk, start, stop, offs_n,
+            edge, LO, HI, ROWS, STAGES,
+        )  # fmt: skip
+    else:
+        P, Q, E0, E1 = _fold_chunk(
+            chunk, state, extra, u, lo, hi, grows, p_walk, h_walk, resets_walk, start, stop, offs_n,
+            edge, LO, HI, ROWS, STAGES,
+        )  # fmt: skip
 
     map_ptrs = map_ptr + (b * CHUNKS + chunk) * 4 * N + offs_n
     tl.store(map_ptrs, P, mask=mask)
@@ -110,13 +168,37 @@ def _scan_fold_kernel(
 
 
 @triton.jit
+def _carry_chunks(
+    s, maps, stride, start_ptrs, grows, offs_n, N,
+    BOUNDED: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Stores the state in which each chunk starts: s, and what the maps make of it in turn."""
+    for c in range(0, CHUNKS, ROWS):
+        folded = CHUNKS - 1 - c
+        P = load_rows((maps, stride), c, offs_n, N, folded, ROWS)
+        Q = load_rows((maps + N, stride), c, offs_n, N, folded, ROWS)
+        E0, E1 = P, P
+        if BOUNDED:
+            E0 = load_rows((maps + 2 * N, stride), c, offs_n, N, folded, ROWS)
+            E1 = load_rows((maps + 3 * N, stride), c, offs_n, N, folded, ROWS)
+        for r in tl.static_range(ROWS):
+            tl.store(start_ptrs, s, mask=within(offs_n, N, c + r < CHUNKS))
+            start_ptrs += N
+            s = apply(P[r], Q[r], E0[r], E1[r], s, BOUNDED, grows)
+
+
+@triton.jit(do_not_specialize=["T"])
 def _scan_carry_kernel(
     map_ptr,  # [B, CHUNKS, 4, N]: P, Q, E0, E1 of each chunk
+    u_ptr,  # [N]
     first_ptr,  # [B, N], the state in which chunk 0 starts, or None for zeros
     start_ptr,  # [B, CHUNKS, N]
+    cu_seqlens_ptr,  # [B + 1] or None
+    T,
     N,
     BOUNDED: tl.constexpr,
     CHUNKS: tl.constexpr,
+    ROWS_OF_SCAN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -131,18 +213,14 @@ def _scan_carry_kernel(
     s = tl.zeros([BLOCK_N], start_ptr.dtype.element_ty)
     if first_ptr is not None:
         s = tl.load(first_ptr + b * N + offs_n, mask=mask).to(s.dtype)
+    u = tl.load(u_ptr + offs_n, mask=mask, other=0.0).to(s.dtype)
+    _first, padded = extent(b, T, cu_seqlens_ptr)
+    # The same channels grow as in `_scan_fold_kernel`, for which a map has this number of steps.
+    grows = tl.abs(u) > growth_limit(steps_of_chunk(padded, CHUNKS, ROWS_OF_SCAN), s.dtype)
     stride = b * 0 + 4 * N
     maps = map_ptr + b * CHUNKS * stride
     start_ptrs = start_ptr + b * CHUNKS * N + offs_n
-    for c in range(0, CHUNKS, ROWS):
-        folded = CHUNKS - 1 - c
-        P = load_rows((maps, stride), c, offs_n, N, folded, ROWS)
-        Q = load_rows((maps + N, stride), c, offs_n, N, folded, ROWS)
-        E0, E1 = P, P
-        if BOUNDED:
-            E0 = load_rows((maps + 2 * N, stride), c, offs_n, N, folded, ROWS)
-            E1 = load_rows((maps + 3 * N, stride), c, offs_n, N, folded, ROWS)
-        for r in tl.static_range(ROWS):
-            tl.store(start_ptrs, s, mask=within(offs_n, N, c + r < CHUNKS))
-            start_ptrs += N
-            s = apply(P[r], Q[r], E0[r], E1[r], s, BOUNDED)
+    if tl.max(grows.to(tl.int32), 0) == 0:
+        _carry_chunks(s, maps, stride, start_ptrs, None, offs_n, N, BOUNDED, CHUNKS, ROWS)
+    else:
+        _carry_chunks(s, maps, stride, start_ptrs, grows, offs_n, N, BOUNDED, CHUNKS, ROWS)

@@ -166,11 +166,15 @@ def _chunk_starts(B, walk, p, h, u, given, first, clip):
     )
     _scan_carry_kernel[(B * triton.cdiv(N, 32),)](
         maps,
+        u,
         first,
         start,
+        cu_seqlens,
+        walk["T"],
         N,
         BOUNDED=(walk["LO"] if h is None else clip[0]) is not None,
         CHUNKS=chunks,
+        ROWS_OF_SCAN=walk["ROWS"],
         ROWS=8,
         BLOCK_N=32,
         **OPTIONS,

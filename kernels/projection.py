@@ -36,8 +36,18 @@ kept see bench/results/sass.json); nothing here has been timed on a GPU:
 import triton
 import triton.language as tl
 
-from .clamped_affine import append, constant, finish, identity, step, stopped
-from .registers import fold_steps, in_order, in_runs, lanes_in_order, step_of_column, together
+from .clamped_affine import step, stopped, without_infinities
+from .registers import (
+    falls_or_grows,
+    fold_steps,
+    fold_steps_back,
+    in_order,
+    in_runs,
+    lanes_in_order,
+    lanes_one_by_one,
+    step_of_column,
+    together,
+)
 from .tiles import await_state, place_of, product, publish
 from .walk import within, zero_rows
 
@@ -109,14 +119,13 @@ def _fused_fwd_kernel(
     state = tl.zeros([BLOCK_N], tl.float32)
     if h0_ptr is not None:
         state = tl.load(h0_ptr + b * N * HALVES + offs_n, mask=mask_n).to(tl.float32)
-    falls = tl.min(u, 0) < 0.0
+    falls, grows = falls_or_grows(u, BLOCK_T // LANES)
     u = tl.broadcast_to(u[:, None], [BLOCK_N, LANES])
     begin, end = length * 0, length
     if ticket_ptr is not None:
         begin = tile * BLOCK_T
         end = tl.minimum(begin + BLOCK_T, length)
         words = states_ptr + (tile.to(tl.int64) * abreast + place) * BLOCK_N
-        words += tl.arange(0, BLOCK_N)
     for i in tl.range(begin, end, BLOCK_T, num_stages=STAGES if ONE_K else 1):
         left = length - i
         rows = i + tl.minimum(order, left - 1)
@@ -141,16 +150,24 @@ def _fused_fwd_kernel(
             cut = in_runs(resets, LANES, RUN, LEVELS)
         s = tl.broadcast_to(state[:, None], [BLOCK_N, LANES])
         if LANES > 1 or ticket_ptr is not None:
-            outside = None
+            known = None
             if h0_ptr is not None:
-                outside = s
-            P, Q, E0, E1 = fold_steps(a, cut, u, falls, outside, LO, HI, LEVELS)
+                known = (tl.arange(0, LANES)[None, :] == 0) & (tile == 0)
+            P, Q, E0, E1 = fold_steps(a, cut, u, falls, known, s, LO, HI, LEVELS)
             if ticket_ptr is not None:  # noqa: SIM102
                 if tile > 0:  # a tensor: no `and`
-                    state = await_state(words - abreast * BLOCK_N)
-            s, state = lanes_in_order(P, Q, E0, E1, state, LO is not None)
-            if ticket_ptr is not None:
-                publish(words, state)
+                    state = await_state(words + tl.arange(0, BLOCK_N) - abreast * BLOCK_N)
+            FORGETS: tl.constexpr = (h0_ptr is not None) or (resets_ptr is not None)
+            if LANES == 1:
+                # The start is known, and the end, where it is not folded, after the last step.
+                s, state = lanes_in_order(P, Q, E0, E1, state, LO is not None, FORGETS)
+            elif grows:
+                s, state = lanes_one_by_one(a, None, cut, u, state, LO, HI, LO, HI)
+            else:
+                s, state = lanes_in_order(P, Q, E0, E1, state, LO is not None, FORGETS)
+            if ticket_ptr is not None:  # noqa: SIM102
+                if (LANES > 1) | ~grows:
+                    publish(words + tl.arange(0, BLOCK_N), state)
         columns = ()
         for m in tl.static_range(BLOCK_T // LANES):
             if cut is not None:
@@ -159,6 +176,9 @@ def _fused_fwd_kernel(
             columns = columns + (s,)  # noqa: RUF005
         if LANES == 1:
             state = tl.reshape(s, [BLOCK_N])
+            if ticket_ptr is not None:  # noqa: SIM102
+                if grows:
+                    publish(words + tl.arange(0, BLOCK_N), state)
         h_ptrs = h_ptr + out[:, None].to(tl.int64) * stride_ht + offs_n[None, :]
         mask = (steps < left)[:, None] & mask_n[None, :]
         tl.store(h_ptrs, in_order(columns, h_ptr.dtype.element_ty, LEVELS), mask=mask)
@@ -249,7 +269,8 @@ def _fused_bwd_kernel(
     w = None
     if ONE_K:
         w = tl.load(w_ptrs, mask=mask_n[:, None] & (offs_k < K)[None, :], other=0.0)
-    u_n = tl.load(u_ptr + offs_n, mask=mask_n).to(tl.float32)
+    u_n = tl.load(u_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    _falls, grows = falls_or_grows(u_n, BLOCK_T // LANES)
     u = tl.broadcast_to(u_n[:, None], [BLOCK_N, LANES])
     state = tl.zeros([BLOCK_N], tl.float32)
     sum_u = tl.zeros([BLOCK_N, LANES], tl.float32)
@@ -264,7 +285,6 @@ def _fused_bwd_kernel(
     if ticket_ptr is not None:
         begin, end = tile, tl.minimum(tile + 1, tiles)
         words = states_ptr + (tile.to(tl.int64) * abreast + place) * BLOCK_N
-        words += tl.arange(0, BLOCK_N)
     for k in tl.range(begin, end, num_stages=STAGES if ONE_K else 1):
         # The walk goes down from the tile's last step; those past the length come first, as zeros.
         top = (tiles - k) * BLOCK_T - 1
@@ -288,41 +308,56 @@ def _fused_bwd_kernel(
         h_ptrs = h_ptr + rows[None, :].to(tl.int64) * stride_ht + offs_n[:, None]
         h_tile = tl.load(h_ptrs, mask=mask_n[:, None] & valid[None, :], other=0.0).to(tl.float32)
         acc, h_tile = together(acc, h_tile)
+        # h_t times the gradient that arrives at it, d_{t+1}, is a share of grad_u. Where none
+        # arrives, h_t must count for nothing, be it infinite or NaN: 0 times a finite number.
+        if k == 0:
+            h_tile = without_infinities(h_tile, at_end)
         g = in_runs(acc, LANES, RUN, LEVELS)
         h = in_runs(h_tile, LANES, RUN, LEVELS)
+        cut = None
         if resets_ptr is not None:
-            resets_ptrs = resets_ptr + b * stride_rb + (first + rows) * stride_rt
-            resets = tl.load(resets_ptrs, mask=valid, other=0)
+            resets_row = resets_ptr + b * stride_rb + first * stride_rt
+            # Whether each lane's first step is parted from the one before it in the walk.
+            before = top + 1 - tl.arange(0, LANES) * (BLOCK_T // LANES)
+            there = before < length
+            before = length - 1 - before if REVERSE else before
+            parted = tl.load(resets_row + before * stride_rt, mask=there, other=0)[None, :]
+            resets = tl.load(resets_row + rows * stride_rt, mask=valid, other=0)
             resets = tl.where(resets[None, :], 1.0, tl.zeros_like(acc))
             cut = in_runs(resets, LANES, RUN, LEVELS)
         s = tl.broadcast_to(state[:, None], [BLOCK_N, LANES])
         if LANES > 1 or ticket_ptr is not None:
-            P, Q, E0, E1 = identity(u, lo, hi)
-            for m in tl.static_range(BLOCK_T // LANES):
-                P, Q, E0, E1 = append(g[m], u, P, Q, E0, E1, lo, hi)
-                killed = stopped(h[m], LO, HI)
-                if resets_ptr is not None:
-                    killed |= cut[m] != 0.0
-                P, Q, E0, E1 = constant(killed, 0.0, P, Q, E0, E1)
-            P, Q, E0, E1 = finish(P, Q, E0, E1, u, lo, hi)
+            P, Q, E0, E1 = fold_steps_back(g, h, cut, u, lo, hi, LO, HI, LEVELS)
             if ticket_ptr is not None:  # noqa: SIM102
                 if k > 0:  # a tensor: no `and`
-                    state = await_state(words - abreast * BLOCK_N)
-            s, state = lanes_in_order(P, Q, E0, E1, state, lo is not None)
-            if ticket_ptr is not None:
-                publish(words, state)
+                    state = await_state(words + tl.arange(0, BLOCK_N) - abreast * BLOCK_N)
+            # Without a clip what grows so fast overflows step by step as well.
+            if LANES == 1 or lo is None:
+                s, state = lanes_in_order(P, Q, E0, E1, state, lo is not None, True)
+            elif grows:
+                s, state = lanes_one_by_one(g, h, cut, u, state, lo, hi, LO, HI)
+            else:
+                s, state = lanes_in_order(P, Q, E0, E1, state, True, True)
+            if ticket_ptr is not None:  # noqa: SIM102
+                if (LANES > 1) | ~grows:
+                    publish(words + tl.arange(0, BLOCK_N), state)
         columns = ()
         for m in tl.static_range(BLOCK_T // LANES):
-            # The message that arrives at step t is d_{t+1}: here is its h_{t}.
-            # Where none arrives, h counts for nothing, be it infinite.
-            sum_u += tl.where(s == 0.0, 0.0, s * h[m])
+            share = s * h[m]
+            if cut is not None:
+                share = tl.where(parted, 0.0, share)
+                parted = cut[m] != 0.0
+            sum_u += share
             s = tl.where(stopped(h[m], LO, HI), 0.0, step(g[m], u, s, lo, hi))
             sum_b += s
             columns = columns + (s,)  # noqa: RUF005
-            if resets_ptr is not None:
+            if cut is not None:
                 s = tl.where(cut[m] != 0.0, 0.0, s)
         if LANES == 1:
             state = tl.reshape(s, [BLOCK_N])
+            if ticket_ptr is not None:  # noqa: SIM102
+                if grows:
+                    publish(words + tl.arange(0, BLOCK_N), state)
         d_ptrs = d_ptr + out[:, None].to(tl.int64) * stride_dt + offs_n[None, :]
         mask = stored[:, None] & mask_n[None, :]
         tl.store(d_ptrs, in_order(columns, d_ptr.dtype.element_ty, LEVELS), mask=mask)
@@ -330,9 +365,15 @@ def _fused_bwd_kernel(
     grad_u = tl.sum(sum_u, 1)
     grad_h0 = u_n * state
     last = (end == tiles) & ((begin < tiles) | (tile == 0))
+    h0 = tl.zeros_like(state)
     if h0_ptr is not None:
         h0 = tl.load(h0_ptr + b * N + offs_n, mask=mask_n).to(tl.float32)
-        grad_u += tl.where(last, state * h0, 0.0)
+    arrives = last & (length > 0)
+    if resets_ptr is not None:
+        row = first + (length - 1 if REVERSE else 0)
+        at_begin = resets_ptr + b * stride_rb + row * stride_rt
+        arrives &= tl.load(at_begin, mask=arrives, other=0) == 0
+    grad_u += tl.where(arrives, state * h0, 0.0)
     if g_n_ptr is not None:
         g_n = tl.load(g_n_ptr + b * N + offs_n, mask=mask_n).to(tl.float32)
         grad_h0 = tl.where(tiles == 0, g_n, grad_h0)

@@ -11,7 +11,17 @@ more. On a device with another layout the result is the same, at the cost of an 
 import triton
 import triton.language as tl
 
-from .clamped_affine import append, apply, constant, finish, identity, step
+from .clamped_affine import (
+    append,
+    apply,
+    constant,
+    finish,
+    growth_limit,
+    identity,
+    power,
+    step,
+    stopped,
+)
 
 
 @triton.jit
@@ -71,43 +81,113 @@ def in_order(columns, dtype: tl.constexpr, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def fold_steps(a, cut, u, falls, outside, lo, hi, LEVELS: tl.constexpr):
+def falls_or_grows(u, R: tl.constexpr):
+    """Whether a u of the program [N] is negative, and whether one makes runs of R steps grow; of
+    both, that alone."""
+    grows = tl.abs(u) > growth_limit(tl.full([], R, tl.int32), u.dtype)
+    kind = tl.max(tl.where(grows, 2, tl.where(u < 0.0, 1, 0)), 0)
+    return kind == 1, kind == 2
+
+
+@triton.jit
+def fold_steps(a, cut, u, falls, known, state, lo, hi, LEVELS: tl.constexpr):
     """R steps p = a[m] of every lane as one map; where cut[m], a step forgets what was before.
 
-    `outside` is a state that may lie outside of the bounds, as a given h0 may, or None.
+    falls: whether a u of the program is negative. known: the lanes whose start is `state`, which
+    may lie outside of the bounds, as a given h0 may; or None.
     """
     P, Q, E0, E1 = identity(u, lo, hi)
-    if outside is not None and lo is not None:
-        E0 = tl.minimum(E0, outside)
-        E1 = tl.maximum(E1, outside)
+    if known is not None:
+        P, Q, E0, E1 = constant(known, state, P, Q, E0, E1)
     if cut is not None:
         for m in tl.static_range(len(a)):
             P, Q, E0, E1 = constant(cut[m] != 0.0, 0.0, P, Q, E0, E1)
             P, Q, E0, E1 = append(a[m], u, P, Q, E0, E1, lo, hi)
+        P, Q, E0, E1 = finish(P, Q, E0, E1, u, False, lo, hi)
     else:
         for m in tl.static_range(len(a)):
             P, _, E0, unused = append(a[m], u, P, Q, E0, E1, lo, hi)
             if hi is not None:
                 E1 = unused
-        if lo is not None and hi is None:  # noqa: SIM102
-            # Only a falling map has an upper bound, and mostly no channel of a program falls.
-            if falls:  # a tensor: no `and`
-                for m in tl.static_range(len(a)):
-                    E1 = step(a[m], u, E1, lo, hi)
-        Q = u
-        for _ in tl.static_range(LEVELS):
-            Q = Q * Q
-    return finish(P, Q, E0, E1, u, lo, hi)
+        Q = power(u, LEVELS)
+        if known is not None:
+            Q = tl.where(known, float("nan"), Q)
+        if lo is None or hi is not None:
+            P, _, _, _ = finish(P, Q, E0, E1, u, False, lo, hi)
+        # Only a falling map has an upper bound, and mostly no channel of a program falls.
+        elif falls:
+            for m in tl.static_range(len(a)):
+                E1 = step(a[m], u, E1, lo, hi)
+            P, _, _, E1 = finish(P, Q, E0, E1, u, False, lo, hi)
+        else:
+            P, _, _, E1 = finish(P, Q, E0, E1, u, False, lo, hi, FALLS=False)
+    return P, Q, E0, E1
 
 
 @triton.jit
-def lanes_in_order(P, Q, E0, E1, state, BOUNDED: tl.constexpr):
+def fold_steps_back(g, h, cut, u, lo, hi, LO: tl.constexpr, HI: tl.constexpr, LEVELS: tl.constexpr):
+    """R steps of the backward of every lane as one map.
+
+    g: the gradients that arrive. h: the outputs, whose bounds LO and HI stop gradients. Where
+    cut[m], a step sends none on.
+    """
+    P, Q, E0, E1 = identity(u, lo, hi)
+    forgets = Q == 0.0
+    for m in tl.static_range(len(g)):
+        killed = stopped(h[m], LO, HI)
+        if cut is not None:
+            # With resets more has to be kept; this form needs fewer registers.
+            P, Q, E0, E1 = append(g[m], u, P, Q, E0, E1, lo, hi)
+            P, Q, E0, E1 = constant(killed | (cut[m] != 0.0), 0.0, P, Q, E0, E1)
+        else:
+            P, _, E0, E1 = append(g[m], u, P, Q, E0, E1, lo, hi)
+            forgets |= killed
+            # A run that forgets its start is told by its bounds, which are equal, or has none.
+            if lo is None:
+                P = tl.where(killed, 0.0, P)
+            else:
+                E0, E1 = tl.where(killed, 0.0, E0), tl.where(killed, 0.0, E1)
+    if cut is None:
+        Q = tl.where(forgets, float("nan"), power(u, LEVELS))
+    return finish(P, Q, E0, E1, u, False, lo, hi)
+
+
+@triton.jit
+def lanes_in_order(
+    P, Q, E0, E1, state, BOUNDED: tl.constexpr, FORGETS: tl.constexpr
+):  # fmt: skip
     """[N, LANES], the state in which each lane's run starts, and [N], that after the last."""
     LANES: tl.constexpr = P.shape[1]
     lane = tl.arange(0, LANES)[None, :]
     start = tl.broadcast_to(state[:, None], P.shape)
     for e in tl.static_range(LANES):
-        end = apply(P, Q, E0, E1, start, BOUNDED)
-        state = tl.sum(tl.where(lane == e, end, 0.0), 1)
+        end = apply(P, Q, E0, E1, start, BOUNDED, FORGETS=FORGETS)
+        state = tl.sum(tl.where(lane == e, end, tl.zeros_like(end)), 1)
+        start = tl.where(lane > e, state[:, None], start)
+    return start, state
+
+
+@triton.jit
+def lanes_one_by_one(
+    p, h, cut, u, state, lo, hi, LO: tl.constexpr, HI: tl.constexpr
+):  # fmt: skip
+    """As `lanes_in_order`, of maps that grow so fast that they are of no use: the steps themselves,
+    of one lane after the other. h: as in `fold_steps_back`; None in the forward."""
+    LANES: tl.constexpr = u.shape[1]
+    lane = tl.arange(0, LANES)[None, :]
+    start = tl.broadcast_to(state[:, None], u.shape)
+    # The grid has one dimension. The compiler does not know, and so it does not unroll the loop.
+    for e in range(tl.num_programs(1) * LANES):
+        s = start
+        for m in tl.static_range(len(p)):
+            if h is None and cut is not None:
+                s = tl.where(cut[m] != 0.0, 0.0, s)
+            s = step(p[m], u, s, lo, hi)
+            if h is not None:
+                killed = stopped(h[m], LO, HI)
+                if cut is not None:
+                    killed |= cut[m] != 0.0
+                s = tl.where(killed, 0.0, s)
+        state = tl.sum(tl.where(lane == e, s, tl.zeros_like(s)), 1)
         start = tl.where(lane > e, state[:, None], start)
     return start, state

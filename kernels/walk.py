@@ -7,6 +7,24 @@ from .registers import columns
 
 
 @triton.jit
+def extent(b, T, cu_seqlens_ptr):
+    """The first row of sequence b, and its padded length."""
+    first = b * 0
+    padded = first + T
+    # Compiled code does not look at the values: one out of range must not leave the tensor.
+    if cu_seqlens_ptr is not None:
+        first = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b), T), 0)
+        padded = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b + 1), T), first) - first
+    return first, padded
+
+
+@triton.jit
+def steps_of_chunk(padded, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
+    """The number of steps of each chunk of a sequence, but of its last ones."""
+    return tl.cdiv(tl.cdiv(padded, CHUNKS), ROWS) * ROWS
+
+
+@triton.jit
 def program(
     T,
     N,
@@ -24,17 +42,12 @@ def program(
     # No lane has more neighbours of u than of a row: that would cost an exchange for each row.
     offs_n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_n = tl.max_contiguous(offs_n, VECTOR)
-    first = b * 0
-    padded = first + T
-    # Compiled code does not look at the values: one out of range must not leave the tensor.
-    if cu_seqlens_ptr is not None:
-        first = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b), T), 0)
-        padded = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b + 1), T), first) - first
+    first, padded = extent(b, T, cu_seqlens_ptr)
     length = padded
     if lengths_ptr is not None:
         length = tl.maximum(tl.minimum(tl.load(lengths_ptr + b), padded), 0)
     chunk = tl.program_id(1)
-    share = tl.cdiv(tl.cdiv(padded, CHUNKS), ROWS) * ROWS
+    share = steps_of_chunk(padded, CHUNKS, ROWS)
     start = chunk * share
     end = tl.minimum(start + share, padded)
     stop = tl.maximum(start, tl.minimum(end, length))

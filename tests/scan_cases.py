@@ -117,7 +117,8 @@ def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **option
                 total = (1 - states[t] ** 2) * total
             elif kind in BOUNDS:
                 low, high = BOUNDS[kind]
-                total = torch.where((states[t] <= low) | (states[t] >= high), 0, total)
+                at_top = (states[t] >= high) & (states[t] < torch.inf)
+                total = torch.where((states[t] <= low) | at_top, 0, total)
             if grad_clip is not None:
                 total = total.clamp(-grad_clip, grad_clip)
             d[t] = total

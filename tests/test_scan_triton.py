@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, gradients_by_formula, inputs
+from tolerance import assert_close_to_reference
 
 from fastindrnn.kernels import launch, model, reference
 
@@ -16,7 +17,9 @@ INTERPRETED = DEVICE == "cpu" and not emulator.is_used()
 # States that outgrow their dtype are part of these tests; numpy, the interpreter's engine, warns.
 pytestmark = [
     pytest.mark.triton,
-    pytest.mark.filterwarnings("ignore:(overflow|invalid value) enc.*:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:(overflow|invalid value|divide by zero) enc.*:RuntimeWarning"
+    ),
     pytest.mark.usefixtures("poisoned_memory"),
 ]
 
@@ -186,6 +189,118 @@ def test_gradient_of_the_bias_sums_what_is_not_yet_rounded(chunks):
     )
     assert grad_b.dtype == torch.bfloat16
     torch.testing.assert_close(grad_b.double(), expected[3], rtol=4e-3, atol=0)
+
+
+GROWTH = {"relu": (1.0, -3.0), "hardtanh": (0.05, 0.0), "relu6": (1.0, -3.0)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("nonlinearity", list(GROWTH))
+def test_runs_that_grow(nonlinearity, dtype):
+    """u**steps of a chunk overflows, while the bounds, or inputs below 0, keep the state small."""
+    scale, shift = GROWTH[nonlinearity]
+    T, most = (270, 3.0) if dtype == torch.float32 else (900, 6.0)
+    a = scale * torch.randn(1, T, 16, dtype=dtype) + shift
+    u = torch.linspace(0.9 * most, most, 16, dtype=dtype)
+    u[::3] *= -1
+    h, h0 = torch.empty_like(a), 3 * torch.randn(1, 16, dtype=dtype)
+    options = {"nonlinearity": nonlinearity}
+    chunks = 3 if dtype == torch.float32 else 2
+    h_n = forward(a, u, h0, h, **options, chunks=chunks, rows=8, block_n=16)
+    expected = reference.scan(a.double(), u.double(), h0.double(), **options)
+    loop = reference.scan(a, u, h0, **options)
+    for what, *three in zip(("h", "h_n"), (h, h_n), expected, loop, strict=True):
+        assert_close_to_reference(*three, what=what)
+
+
+def test_escape_to_infinity_is_not_stopped_by_a_chunk():
+    """u > 1 without an upper bound: the state passes the largest number, where it does in steps."""
+    a = torch.full((1, 240, 3), 0.1)
+    u, h = torch.tensor([1.5, 2.0, 1.9]), torch.empty(1, 240, 3)
+    h_n = forward(a, u, None, h, chunks=2, rows=8)
+    expected, expected_n = reference.scan(a, u)
+    assert torch.equal(h.isinf(), expected.isinf())
+    assert h.isinf().any()
+    torch.testing.assert_close(h, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(h_n, expected_n)
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.5])
+def test_messages_that_grow(grad_clip):
+    """The backward's runs grow too; bounds of h stop gradients, else a clip bounds them."""
+    (B, T, N), u = (1, 240, 12), torch.linspace(2.0, 3.0, 12)
+    u[::4] *= -1
+    h = torch.randn(B, T, N).clamp(min=0 if grad_clip is None else 0.1)
+    grad_h, grad_h_n = 0.05 * torch.randn(B, T, N), torch.randn(B, N)
+    arguments = (grad_h, grad_h_n, h, u, None)
+    clip = {"grad_clip": grad_clip}
+    actual = backward(*arguments, **clip, chunks=3, rows=8, block_n=16)
+    options = {"nonlinearity": "relu", "reverse": False, **clip}
+    expected = gradients_by_formula(*(x if x is None else x.double() for x in arguments), **options)
+    loop = gradients_by_formula(*arguments, **options)
+    for what, *three in zip(("a", "u", "h0", "b"), actual, expected, loop, strict=True):
+        assert_close_to_reference(*three, what=what)
+
+
+@emulator.examples(12)
+@given(
+    cases(T=60, N=6, B=1, form="padded", grad_clip=None).filter(
+        lambda case: case.nonlinearity != "tanh" and case.dtype.itemsize > 2
+    ),
+    st.sampled_from([2, 3]),
+    st.floats(1.0, 6.0),
+)
+def test_chunks_join_whatever_u(case, chunks, most):
+    """A step multiplies errors by u: so each h is compared with one step from the h before it."""
+    (a, u, h0, options), _ = inputs(case)
+    u = u * most
+    whole, h = torch.empty_like(a), torch.empty_like(a)
+    forward(a, u, h0, whole, **options, chunks=1, rows=2, block_n=8)
+    forward(a, u, h0, h, **options, chunks=chunks, rows=2, block_n=8)
+    assert torch.equal(h.isfinite(), whole.isfinite())
+    if case.reverse:
+        a, h = a.flip(1), h.flip(1)
+    before = torch.cat([torch.zeros(1, 1, case.N) if h0 is None else h0[:, None], h], 1)[:, :-1]
+    if "resets" in options:
+        resets = options["resets"].flip(1) if case.reverse else options["resets"]
+        before = torch.where(resets[..., None], 0, before)
+    z = a.double() + u.double() * before.double()
+    expected = reference.ACTIVATIONS[case.nonlinearity](z)
+    whole = h.isfinite() & before.isfinite()
+    torch.testing.assert_close(h.double()[whole], expected[whole], rtol=0.1, atol=1e-3)
+
+
+INFINITIES = [torch.inf, -torch.inf, torch.nan]
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
+@pytest.mark.parametrize("chunks", [1, 2, 5])
+def test_infinities_as_step_by_step(nonlinearity, chunks):
+    """One at a time and one after the other, within a chunk, across its end, and in h0."""
+    u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -0.5, 1.0, -1.0, 1.7, -1.7])
+    pairs = [(x, y) for x in INFINITIES for y in (None, *INFINITIES)]
+    a = torch.randn(len(pairs) + 3, 40, len(u))
+    h0 = torch.randn(len(a), len(u))
+    h0[-3:] = torch.tensor(INFINITIES)[:, None]
+    for b, (x, y) in enumerate(pairs):
+        a[b, 5] = x
+        if y is not None:
+            a[b, (6, 8, 9, 21)[b % 4]] = y
+    expected, expected_n = reference.scan(a, u, h0, nonlinearity=nonlinearity)
+    h = torch.empty_like(a)
+    options = {"nonlinearity": nonlinearity, "chunks": chunks, "rows": 4, "block_n": 16}
+    h_n = forward(a, u, h0, h, **options)
+    torch.testing.assert_close(h, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(h_n, expected_n, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunks", [2, 5])
+def test_an_infinite_state_stays_infinite_in_runs_that_grow(chunks):
+    a = torch.zeros(1, 200, 4)
+    a[0, 7], a[0, 8, 1] = torch.inf, -torch.inf
+    u, h = torch.tensor([2.5, 2.5, 3.0, -3.0]), torch.empty(1, 200, 4)
+    forward(a, u, None, h, chunks=chunks, rows=4)
+    torch.testing.assert_close(h, reference.scan(a, u)[0], equal_nan=True)
 
 
 def test_clip_in_float64_is_not_rounded_to_float32():
