@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from .chunks import _scan_carry_kernel, _scan_fold_kernel
 from .launch_projection import CHAINS_ON_AMD
@@ -89,12 +89,12 @@ class Failure(NamedTuple):
 
 def cases(target: str) -> list[Case]:
     """Every kernel with every dtype it takes, and every option at least once."""
-    return scan_cases(target) + fused_cases(FAMILY[target])
+    return scan_cases(target) + fused_cases(target)
 
 
-def fused_cases(family: str) -> list[Case]:
+def fused_cases(target: str) -> list[Case]:
     """The fused kernels as the model cuts them."""
-    found = []
+    found, family = [], FAMILY[target]
 
     def add(name, dtype, K=512, nonlinearity="relu", backward=False, aligned=True, **choices):
         kernel = _fused_bwd_kernel if backward else _fused_fwd_kernel
@@ -105,7 +105,7 @@ def fused_cases(family: str) -> list[Case]:
             "HI": hi,
             "REVERSE": False,
             "HALVES": 1,
-            **constants_of(cut, K),
+            **constants_of(cut, K, TARGETS[target].warp_size),
             "PRECISION": "ieee" if family == "mfma" else "tf32",
             # Weights are contiguous, and in the backward transposed.
             "stride_wn" if backward else "stride_wk": 1,
@@ -174,7 +174,8 @@ def scan_cases(target: str) -> list[Case]:
     for dtype in ("fp32", "fp64"):
         add("forward", _scan_fwd_kernel, dtype, "tanh", 1, plain, one_chunk)
         add("backward", _scan_bwd_kernel, dtype, "tanh", 2, plain, one_chunk, no_clip)
-        carry = {"BOUNDED": dtype == "fp32", "CHUNKS": 8, "ROWS": 8, "BLOCK_N": 32}
+        carry: dict[str, Any] = {"BOUNDED": dtype == "fp32", "CHUNKS": 8, "cu_seqlens_ptr": None}
+        carry |= {"ROWS_OF_SCAN": 16, "ROWS": 8, "BLOCK_N": 32}
         found.append(Case("carry", _scan_carry_kernel, dtype, carry))
     add("forward, all options", _scan_fwd_kernel, "bf16", "hardtanh", 1, all_options)
     add("forward, packed", _scan_fwd_kernel, "bf16", "identity", 1, packed)
@@ -197,8 +198,12 @@ def scan_cases(target: str) -> list[Case]:
     return found
 
 
-def compile_case(case: Case, target: str) -> Report:
-    """Compiles one case as its launch would, and reads off the result what it uses."""
+def compile_as_launched(case: Case, target: str) -> Any:
+    """Compiles one case as Triton does when it is launched with tensors below 2 GiB.
+
+    Triton compiles for what it can tell of the arguments: integers that are 1, multiples of 16,
+    and on AMD the size of tensors, by which it chooses among its loads.
+    """
     accumulator = "*fp64" if case.dtype == "fp64" else "*fp32"
     types = {
         "u_ptr": "*fp32",
@@ -213,20 +218,28 @@ def compile_case(case: Case, target: str) -> Report:
         "states_ptr": "*i64",
         "sums_ptr": accumulator,
     }
+    backend = make_backend(TARGETS[target])
+    of_tensors = backend.parse_attr("DS" if TARGETS[target].backend == "hip" else "D")
+    of_integers = backend.parse_attr("D" if case.aligned else "")
+    constants = dict(case.constants)
+    if "stride_rt" in case.kernel.arg_names and "resets_ptr" not in constants:
+        constants["stride_rt"] = 1
     signature, hints = {}, {}
     for position, name in enumerate(case.kernel.arg_names):
         kind = types.get(name, f"*{case.dtype}" if name.endswith("_ptr") else "i32")
-        signature[name] = "constexpr" if name in case.constants else kind
-        # Without these hints loads are one element wide.
-        aligned = case.aligned or name.endswith("_ptr")
-        if aligned and signature[name] not in ("constexpr", "fp32") and name != "T":
-            hints[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(case.kernel, signature, case.constants, hints)
-    compiled = triton.compile(source, target=TARGETS[target], options=case.options)
-    if target.startswith("sm_"):
-        registers, spilled, lines, targets = _read_cubin(compiled.asm["cubin"])
-    else:
-        registers, spilled, lines, targets = _read_amdgcn(compiled.asm["amdgcn"])
+        signature[name] = "constexpr" if name in constants else kind
+        if signature[name].startswith("*"):
+            hints[(position,)] = of_tensors
+        elif signature[name] == "i32" and name != "T":
+            hints[(position,)] = of_integers
+    source = ASTSource(case.kernel, signature, constants, hints)
+    return triton.compile(source, target=TARGETS[target], options=case.options)
+
+
+def compile_case(case: Case, target: str) -> Report:
+    """Compiles one case, and reads off the result what it uses."""
+    compiled = compile_as_launched(case, target)
+    registers, spilled, lines, targets = read_assembly(compiled)
     return Report(
         target,
         case.dtype,
@@ -244,14 +257,17 @@ def _per_element(case, lines, targets, lanes):
     """Instructions of the main loop, for each element it handles."""
     # What stands behind the end of the program waits for the tensor memory, and jumps back.
     stop = max(i for i, line in enumerate(lines) if re.search(r"\bEXIT\b|s_endpgm", line))
-    constants, loops = case.constants, _loops(targets[:stop])
+    constants, loops = case.constants, loops_of(targets[:stop])
     if case.kernel is _scan_carry_kernel or not loops:
         return None
     if "ROWS" in constants:
-        begin, end = loops[0]
         elements = constants["ROWS"] * constants["BLOCK_N"] / lanes
-        return (end - begin) / elements
-    # The loop over tiles without those inside: over K, and waiting for a tile before.
+        lengths = [end - begin for begin, end in loops if end - begin >= elements]
+        # A fold has a second loop, for channels that grow, which does more.
+        length = min(lengths) if case.kernel is _scan_fold_kernel else lengths[0]
+        return length / elements
+    # The loop over tiles without those inside: over K, waiting for a tile before, and over the
+    # lanes, which runs where a run grows.
     begin, end = max(loops, key=lambda loop: loop[1] - loop[0])
     outside = set(range(begin, end))
     for loop in loops:
@@ -259,16 +275,25 @@ def _per_element(case, lines, targets, lanes):
             outside -= set(range(*loop))
     elements = constants["BLOCK_N"] * constants["BLOCK_T"] / lanes / case.options["num_warps"]
     # Nor the block of arithmetic that is jumped over: the upper ends, where a u is negative.
+    counted = set(outside)
     jumps = [(i + 1, to) for i, to in enumerate(targets) if to and begin <= i < to < end]
-    for block in jumps:
-        is_arithmetic = not re.search(OTHER, "".join(lines[slice(*block)]))
-        if block[1] - block[0] >= elements and is_arithmetic:
-            outside -= set(range(*block))
-    return sum(re.search("MMA|mfma", lines[i]) is None for i in outside) / elements
+    for jump in jumps:
+        block = sorted(outside & set(range(*jump)))
+        is_arithmetic = not re.search(OTHER, "".join(lines[i] for i in block))
+        if len(block) >= elements and is_arithmetic:
+            counted -= set(block)
+    return sum(re.search("MMA|mfma", lines[i]) is None for i in counted) / elements
+
+
+def read_assembly(compiled: Any) -> tuple[int, int, list[str], list[int | None]]:
+    """Registers, bytes spilled, instructions, and for each the one that it may jump to."""
+    if "cubin" in compiled.asm:
+        return _read_cubin(compiled.asm["cubin"])
+    return _read_amdgcn(compiled.asm["amdgcn"])
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int, list[str], list[int | None]]:
-    """Registers, bytes spilled, instructions, and for each the one that it may jump to."""
+    """`read_assembly` of NVIDIA's."""
     tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -288,7 +313,7 @@ def _read_cubin(cubin: bytes) -> tuple[int, int, list[str], list[int | None]]:
 
 
 def _read_amdgcn(assembly: str) -> tuple[int, int, list[str], list[int | None]]:
-    """Like `_read_cubin`."""
+    """`read_assembly` of AMD's."""
     used = {
         key: int(value)
         for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size): +(\d+)", assembly)
@@ -304,7 +329,7 @@ def _read_amdgcn(assembly: str) -> tuple[int, int, list[str], list[int | None]]:
     return used["vgpr_count"], used["private_segment_fixed_size"], lines, targets
 
 
-def _loops(targets: list[int | None]) -> list[tuple[int, int]]:
+def loops_of(targets: list[int | None]) -> list[tuple[int, int]]:
     """Runs of instructions that end in a jump to their begin: begin and last end, in order."""
     # The last instruction of a program jumps to itself.
     ends = {to: i + 1 for i, to in enumerate(targets) if to is not None and to < i}

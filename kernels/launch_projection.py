@@ -257,7 +257,7 @@ def _fused_arguments(x, N, strides, choice, B, T, options):
         "LO": lo,
         "HI": hi,
         "REVERSE": options["reverse"],
-        **constants_of(cut, K),
+        **constants_of(cut, K, device_of(x).lanes),
         "PRECISION": "tf32" if x.dtype == torch.float32 and _allows_tf32() else "ieee",
         **options_of(cut),
     }

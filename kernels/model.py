@@ -143,8 +143,8 @@ def tile(family, N, K, itemsize, backward, aligned):
     return Tile(block_n, block_t, block_k, warps, stages, *layout)
 
 
-def constants_of(cut, K):
-    """The fused kernels' compile-time arguments that follow from their tile."""
+def constants_of(cut, K, lanes):
+    """The fused kernels' compile-time arguments that follow from their tile and a warp's lanes."""
     return {
         "EVEN_K": K % cut.block_k == 0,
         "ONE_K": cut.block_k >= K,
@@ -155,6 +155,7 @@ def constants_of(cut, K):
         "BLOCK_N": cut.block_n,
         "BLOCK_K": cut.block_k,
         "STAGES": cut.stages,
+        "COPIES": max(1, cut.warps * lanes // cut.block_n),
     }
 
 

@@ -90,6 +90,7 @@ def _fused_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    COPIES: tl.constexpr,  # see `await_state`
     PRECISION: tl.constexpr,  # of a product of float32
 ):
     """h_t = clamp(W x_t + b + u * h_{t-1}, LO, HI), and h_n, the state after the last step.
@@ -156,7 +157,7 @@ def _fused_fwd_kernel(
             P, Q, E0, E1 = fold_steps(a, cut, u, falls, known, s, LO, HI, LEVELS)
             if ticket_ptr is not None:  # noqa: SIM102
                 if tile > 0:  # a tensor: no `and`
-                    state = await_state(words + tl.arange(0, BLOCK_N) - abreast * BLOCK_N)
+                    state = await_state(words - abreast * BLOCK_N, BLOCK_N, COPIES)
             FORGETS: tl.constexpr = (h0_ptr is not None) or (resets_ptr is not None)
             if LANES == 1:
                 # The start is known, and the end, where it is not folded, after the last step.
@@ -247,6 +248,7 @@ def _fused_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    COPIES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) with g_t = W^T x_t, which is not stored.
@@ -330,7 +332,7 @@ def _fused_bwd_kernel(
             P, Q, E0, E1 = fold_steps_back(g, h, cut, u, lo, hi, LO, HI, LEVELS)
             if ticket_ptr is not None:  # noqa: SIM102
                 if k > 0:  # a tensor: no `and`
-                    state = await_state(words + tl.arange(0, BLOCK_N) - abreast * BLOCK_N)
+                    state = await_state(words - abreast * BLOCK_N, BLOCK_N, COPIES)
             # Without a clip what grows so fast overflows step by step as well.
             if LANES == 1 or lo is None:
                 s, state = lanes_in_order(P, Q, E0, E1, state, lo is not None, True)

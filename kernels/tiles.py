@@ -83,9 +83,19 @@ def publish(ptrs, state):
 
 
 @triton.jit
-def await_state(ptrs):
-    """The states that another program publishes there."""
+def await_state(words_ptr, BLOCK_N: tl.constexpr, COPIES: tl.constexpr):
+    """The states [BLOCK_N] that another program publishes at words_ptr and after.
+
+    COPIES * BLOCK_N are at least as many as the program has threads, so that no two threads poll
+    for one element: the compiler takes the values of such threads for equal and uses either, but
+    one may be older than the other.
+    """
+    channel = tl.arange(0, COPIES * BLOCK_N) % BLOCK_N
+    # A pointer made from a number: AMD's compiler turns loads of an argument's memory into buffer
+    # loads, and these lose `volatile`, so that the loop could read a stale cache line for ever.
+    ptrs = (words_ptr.to(tl.int64) + 8 * channel).to(tl.pointer_type(tl.int64))
     word = tl.load(ptrs, volatile=True)
     while tl.min(word >> 32, 0) == 0:
         word = tl.load(ptrs, volatile=True)
+    word = tl.max(tl.reshape(word, [COPIES, BLOCK_N]), 0)
     return word.to(tl.int32).to(tl.float32, bitcast=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,21 @@ SCRIPT = """if True:
     from fastindrnn.kernels import aot
     if __name__ == "__main__":
         print(json.dumps([report._asdict() for report in aot.compile_all(sys.argv[1:])]))
+"""
+ASSEMBLY = """if True:
+    import json, re, sys
+    from fastindrnn.kernels import aot
+    names = "fused, chained and narrow relu", "fused backward, all options relu6"
+    found = []
+    for target in sys.argv[1:]:
+        for case in aot.cases(target):
+            if case.name in names:
+                _, _, lines, targets = aot.read_assembly(aot.compile_as_launched(case, target))
+                loops = [lines[slice(*loop)] for loop in aot.loops_of(targets)]
+                loads = [[x for x in loop if re.search("LDG|_load", x)] for loop in loops]
+                waits = min((len(loop), load) for loop, load in zip(loops, loads) if load)
+                found.append((target, case.name, waits[1]))
+    print(json.dumps(found))
 """
 TABLE = Path(__file__).parent.parent / "bench" / "results" / "sass.json"
 TARGETS = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
@@ -121,6 +137,17 @@ def test_no_kernel_grows_by_a_tenth(reports):
         for what in ("instructions", "per_element"):
             if report[what] is not None:
                 assert report[what] <= 1.1 * before[key][what], (key, what)
+
+
+def test_a_tile_waits_by_volatile_loads(tmp_path):
+    """A load of a chained tile's loop that may be answered by a stale cache line never ends."""
+    done = run(tmp_path, ASSEMBLY, *TARGETS)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 2 * len(TARGETS)
+    for target, name, loads in found:
+        pattern = r"LDG\.E\.64\.STRONG\.SYS" if target.startswith("sm_") else "global_load.*sc0 sc1"
+        assert all(re.search(pattern, load) for load in loads), (target, name, loads)
 
 
 def test_a_crash_of_the_compiler_is_a_line_of_the_result(tmp_path):

@@ -333,6 +333,19 @@ def test_infinite_outputs_in_the_sum_of_the_gradient_of_u(grad_clip, chained):
             torch.testing.assert_close(three.cpu(), two, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
+def test_each_thread_waits_for_a_word_of_its_own():
+    """Threads that poll the same word may see it at different times."""
+    for family in model.FAMILIES:
+        lanes = 64 if family == "mfma" else 32
+        for N in (16, 70, 512):
+            for K in (40, 512):
+                for backward in (False, True):
+                    for aligned in (False, True):
+                        cut = model.tile(family, N, K, 2, backward, aligned)
+                        copies = model.constants_of(cut, K, lanes)["COPIES"]
+                        assert copies * cut.block_n >= cut.warps * lanes
+
+
 def test_same_bits_on_every_run():
     choice = model.Choice(model.Tile(64, 16, 16, 4, 2, 4, 2), True, 1)
     x, weight, u = torch.randn(3, 100, 20), torch.randn(70, 20) / 4, torch.rand(70)
