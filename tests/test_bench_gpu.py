@@ -212,7 +212,7 @@ def prepare(*arguments):
     compute = right.prepare(*arguments)
     def changed(choice):
         h_n, h = compute(choice)
-        return (h_n * 1.01, h) if choice["rows"] == 8 else (h_n, h)
+        return (h_n * 1.01, h) if choice["rows"] == 16 else (h_n, h)
     return changed
 
 tune.OPERATIONS["wrong"] = right._replace(prepare=prepare)
@@ -222,7 +222,7 @@ def measure(functions):
     return {name: [2.0, 2.2, 2.4] if i == 0 else [1.0, 1.1, 1.2]
             for i, name in enumerate(functions)}
 
-cases = [("scan forward", (2, 36, 33), "float32"), ("scan backward", (1, 36, 40), "bfloat16"),
+cases = [("scan forward", (2, 72, 33), "float32"), ("scan backward", (1, 36, 40), "bfloat16"),
          ("wrong", (1, 36, 16), "float32"), ("layer forward", (3, 36, 10), "float32")]
 device = torch.device("cpu")
 records = list(tune.sweep(cases, device, measure))
@@ -239,9 +239,9 @@ def test_sweep_times_the_pick_and_what_lies_near_it(swept):
     for record, streams in ((forward, 1), (backward, 2)):
         choices = [result["choice"] for result in record["results"]]
         assert choices[0] == record["pick"]
-        assert record["pick"]["rows"] == 16 // streams
+        assert record["pick"]["rows"] == 32 // streams
         assert len(choices) > 3
-        assert all(choice["chunks"] * choice["rows"] <= 36 for choice in choices)
+        assert all(choice["chunks"] * choice["rows"] <= record["sizes"]["T"] for choice in choices)
         assert len({str(choice) for choice in choices}) == len(choices)
         for name in ("chunks", "rows", "block_n"):
             assert any(choice[name] != record["pick"][name] for choice in choices[1:]), name
@@ -264,9 +264,9 @@ def test_sweep_compares_the_ways_of_a_layer(swept):
 def test_sweep_does_not_time_what_is_wrong(swept):
     (_, _, wrong, _), _, lines, (text, status), _ = swept
     (error,) = wrong["errors"]
-    assert error["choice"]["rows"] == 8
+    assert error["choice"]["rows"] == 16
     assert error["error"].startswith("WRONG: off by ")
-    assert all(result["choice"]["rows"] != 8 for result in wrong["results"])
+    assert all(result["choice"]["rows"] != 16 for result in wrong["results"])
     assert "WRONG" in lines[2]
     assert status == 1
     assert text == "4 of 4 picks are BEHIND; 1 choices are wrong"
