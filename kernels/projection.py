@@ -168,7 +168,7 @@ def _fused_fwd_kernel(
                 s, state = lanes_in_order(P, Q, E0, E1, state, LO is not None, FORGETS)
             if ticket_ptr is not None:  # noqa: SIM102
                 if (LANES > 1) | ~grows:
-                    publish(words + tl.arange(0, BLOCK_N), state)
+                    publish(words, state)
         columns = ()
         for m in tl.static_range(BLOCK_T // LANES):
             if cut is not None:
@@ -179,7 +179,7 @@ def _fused_fwd_kernel(
             state = tl.reshape(s, [BLOCK_N])
             if ticket_ptr is not None:  # noqa: SIM102
                 if grows:
-                    publish(words + tl.arange(0, BLOCK_N), state)
+                    publish(words, state)
         h_ptrs = h_ptr + out[:, None].to(tl.int64) * stride_ht + offs_n[None, :]
         mask = (steps < left)[:, None] & mask_n[None, :]
         tl.store(h_ptrs, in_order(columns, h_ptr.dtype.element_ty, LEVELS), mask=mask)
@@ -342,7 +342,7 @@ def _fused_bwd_kernel(
                 s, state = lanes_in_order(P, Q, E0, E1, state, True, True)
             if ticket_ptr is not None:  # noqa: SIM102
                 if (LANES > 1) | ~grows:
-                    publish(words + tl.arange(0, BLOCK_N), state)
+                    publish(words, state)
         columns = ()
         for m in tl.static_range(BLOCK_T // LANES):
             share = s * h[m]
@@ -359,7 +359,7 @@ def _fused_bwd_kernel(
             state = tl.reshape(s, [BLOCK_N])
             if ticket_ptr is not None:  # noqa: SIM102
                 if grows:
-                    publish(words + tl.arange(0, BLOCK_N), state)
+                    publish(words, state)
         d_ptrs = d_ptr + out[:, None].to(tl.int64) * stride_dt + offs_n[None, :]
         mask = stored[:, None] & mask_n[None, :]
         tl.store(d_ptrs, in_order(columns, d_ptr.dtype.element_ty, LEVELS), mask=mask)

@@ -76,9 +76,18 @@ def product(
 
 
 @triton.jit
-def publish(ptrs, state):
-    """The states, each in one word with the flag that it is there."""
+def _words(words_ptr, channel):
+    """Pointers made from numbers. AMD's compiler turns accesses to an argument's memory into buffer
+    instructions: a load loses `volatile`, and could read a stale cache line for ever, and Triton
+    3.6 cannot compile an exchange of 64 bits."""
+    return (words_ptr.to(tl.int64) + 8 * channel).to(tl.pointer_type(tl.int64))
+
+
+@triton.jit
+def publish(words_ptr, state):
+    """The states [BLOCK_N], each in one word with the flag that it is there."""
     bits = state.to(tl.uint32, bitcast=True).to(tl.int64)
+    ptrs = _words(words_ptr, tl.arange(0, state.shape[0]))
     tl.atomic_xchg(ptrs, bits | (1 << 32), sem="relaxed")
 
 
@@ -91,9 +100,7 @@ def await_state(words_ptr, BLOCK_N: tl.constexpr, COPIES: tl.constexpr):
     one may be older than the other.
     """
     channel = tl.arange(0, COPIES * BLOCK_N) % BLOCK_N
-    # A pointer made from a number: AMD's compiler turns loads of an argument's memory into buffer
-    # loads, and these lose `volatile`, so that the loop could read a stale cache line for ever.
-    ptrs = (words_ptr.to(tl.int64) + 8 * channel).to(tl.pointer_type(tl.int64))
+    ptrs = _words(words_ptr, channel)
     word = tl.load(ptrs, volatile=True)
     while tl.min(word >> 32, 0) == 0:
         word = tl.load(ptrs, volatile=True)
