@@ -1,4 +1,8 @@
-"""What the compiled loops of the CPU are told, and how they reach memory."""
+"""What the compiled loops of the CPU are told, and how they reach memory.
+
+These functions are inlined by LLVM, and so compiled once for all loops of a process: inlined by
+numba, they made it a third slower to compile the loops.
+"""
 
 import struct
 
@@ -42,7 +46,7 @@ def _pointer(typing_context, address, index, like):
     return types.CPointer(like)(types.intp, types.intp, like), generate
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def row(address, index, count, like):
     """`count` elements of the type of `like`, from element `index` of the array at `address`."""
     return carray(_pointer(address, index, like), count)
@@ -139,26 +143,26 @@ def _prefetch_line(typing_context, address, index, like):
     return types.void(types.intp, types.intp, like), generate
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def prefetch(address, index, count, like):
     for j in range(0, count, _numbers_in_a_line(like)):
         _prefetch_line(address, index + j, like)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def lead(count):
     """How many steps ahead of use a row of `count` elements is asked for."""
     return _AHEAD // count + 1
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def share(tasks):
     """The range of tasks of the thread that calls."""
     members, member = _num_threads(), _thread_num()
     return tasks * member // members, tasks * (member + 1) // members
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def channels(x, item):
     """A work item: sequence, first channel, number of channels, direction of the walk."""
     b, n0 = item // x.blocks, item % x.blocks * x.width
@@ -172,7 +176,7 @@ def channels(x, item):
     return b, n0, min(x.width, end - n0), x.reverse != 0
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def extent(x, b):
     """First row of sequence b, its length, and how many rows of the output are its own.
 
@@ -188,7 +192,7 @@ def extent(x, b):
     return np.int64(0), x.T, x.T
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def steps(x, length, chunk):
     """The steps of a chunk of a sequence. Chunk 0 has half the length of the others, as to run it
     takes twice the time of a fold; and at least one step, so that the state has passed the clamp.
@@ -202,25 +206,25 @@ def steps(x, length, chunk):
     return start, min(start + size, length)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def time(begin, length, i, reverse):
     """The row of step i of the walk, which goes down in time if reversed."""
     return begin + (length - 1 - i if reverse else i)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def is_reset(x, b, t):
     return x.resets != 0 and row(x.resets, b * x.resets_b + t * x.resets_t, 1, np.uint8(0))[0] != 0
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def clamp(z, lo, hi):
     """As torch.clamp: NaN stays NaN."""
     z = lo if z < lo else z
     return hi if z > hi else z
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def flush(z, tiny):
     """0 for a number below the normal ones. A state that fades for long would stay there for good,
     and arithmetic with such numbers is tens of times slower, here and in what reads the result."""

@@ -475,3 +475,13 @@ def test_half_precision_makes_no_float32_copies(dtype):
         cpu.scan_backward(a, h0, h, u, h0)
         cpu.indrnn_forward(a, weight, bias, u, h0, h)
         cpu.projected_backward(a, weight, h0, h, u, h0)
+
+
+def test_a_state_on_the_threshold_of_a_growing_map():
+    """1 = 2 * 1 - 1 for ever, while the least deviation would grow beyond all numbers."""
+    a, u, h0 = torch.full((1, 400, 3), -1.0), torch.full((3,), 2.0), torch.ones(1, 3)
+    for nonlinearity in ("relu", "identity"):
+        for chunks in (1, 2, 5):
+            h = torch.empty_like(a)
+            cpu.scan_forward(a, u, h0, h, nonlinearity=nonlinearity, chunks=chunks)
+            assert (h == 1).all()
