@@ -160,6 +160,8 @@ def _choose(strategy, x, weight, h, B, T, halves, nonlinearity, cu_seqlens, leng
         obstacle = "Triton's interpreter cannot multiply bfloat16"
     elif K == 0:
         obstacle = "there is no product with 0 features"
+    elif _farthest(weight) >= 2**31:
+        obstacle = "its offsets in a weight have 31 bits, and this weight spans more elements"
     if strategy == "fused" and obstacle:
         raise ValueError(f"strategy='fused' cannot be: {obstacle}; 'split' and 'auto' can")
     # Without TF32 the product runs on the plain units, where the library's is faster.
@@ -273,6 +275,11 @@ def _memory_of(h):
     """The rows of h, which is dense, in their order: what is written there is written to h."""
     h = h.transpose(0, 1) if _is_time_first(h) else h
     return h.view(h.shape[:-1].numel(), h.shape[-1])
+
+
+def _farthest(x):
+    """The offset of the last element of x."""
+    return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _is_time_first(x):
