@@ -30,7 +30,7 @@ from triton.compiler import ASTSource, make_backend
 from .chunks import _scan_carry_kernel, _scan_fold_kernel
 from .launch_projection import CHAINS_ON_AMD
 from .launch_scan import BOUNDS, OPTIONS
-from .model import Device, constants_of, options_of, plan, tile
+from .model import FAMILIES, Device, constants_of, options_of, plan, tile
 from .projection import _fused_bwd_kernel, _fused_fwd_kernel
 from .scan import _scan_bwd_kernel, _scan_fwd_kernel
 
@@ -96,9 +96,11 @@ def fused_cases(target: str) -> list[Case]:
     """The fused kernels as the model cuts them."""
     found, family = [], FAMILY[target]
 
-    def add(name, dtype, K=512, nonlinearity="relu", backward=False, aligned=True, **choices):
+    def add(name, dtype, K=1024, nonlinearity="relu", backward=False, aligned=True, **choices):
         kernel = _fused_bwd_kernel if backward else _fused_fwd_kernel
-        cut = tile(family, 512, K, ITEMSIZE[dtype], backward, aligned)
+        given = choices.pop("given", ())
+        chained = "ticket_ptr" in given
+        cut = tile(family, 512, K, ITEMSIZE[dtype], backward, aligned, chained)
         lo, hi = BOUNDS[nonlinearity]
         constants = {
             "LO": lo,
@@ -114,7 +116,6 @@ def fused_cases(target: str) -> list[Case]:
             ("h0_ptr", "g_n_ptr", "lengths_ptr", "cu_seqlens_ptr", "resets_ptr", "ticket_ptr",
              "states_ptr", "clip")
         )  # fmt: skip
-        given = choices.pop("given", ())
         constants |= {key: value for key, value in absent.items() if key not in given}
         constants |= choices
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
@@ -123,7 +124,8 @@ def fused_cases(target: str) -> list[Case]:
         )
 
     chain = ("ticket_ptr", "states_ptr") if family != "mfma" or CHAINS_ON_AMD else ()
-    everything = (*chain, "h0_ptr", "g_n_ptr", "lengths_ptr", "resets_ptr", "clip")
+    unchained = ("h0_ptr", "g_n_ptr", "lengths_ptr", "resets_ptr", "clip")
+    everything = chain + unchained
     add("fused", "bf16")
     add("fused, narrow", "bf16", K=128)
     add("fused, both directions", "fp16", HALVES=2, REVERSE=True)
@@ -133,11 +135,32 @@ def fused_cases(target: str) -> list[Case]:
         add("fused, chained", "bf16", given=chain)
         add("fused, chained and narrow", "bf16", K=128, given=chain)
     add("fused backward, narrow", "bf16", K=128, backward=True, given=("clip",))
-    add("fused, all options", "bf16", 512, "hardtanh", REVERSE=True, given=everything)
+    add("fused, all options", "bf16", 1024, "hardtanh", REVERSE=True, given=everything)
     add("fused backward", "bf16", backward=True)
     add("fused backward, clip", "bf16", backward=True, given=("clip",))
     add("fused backward, matrix units", "fp32", backward=True, given=("clip",))
-    add("fused backward, all options", "bf16", 512, "relu6", True, REVERSE=True, given=everything)
+    add("fused backward, all options", "bf16", 1024, "relu6", True, REVERSE=True, given=everything)
+    # Weights of several blocks that stay: the widest, half of that, an odd number of blocks.
+    K, back_K = FAMILIES[family].resident // 2, FAMILIES[family].resident_backward // 2
+    add("fused, resident", "bf16", K)
+    add("fused, resident, half as wide", "bf16", K // 2)
+    add("fused, resident, odd number of blocks", "bf16", K * 3 // 4)
+    add("fused, resident, matrix units", "fp32", K // 2)
+    add("fused, resident, both directions", "fp16", K, HALVES=2, REVERSE=True)
+    add(
+        "fused, resident, all options",
+        "bf16",
+        K - 8,
+        "hardtanh",
+        REVERSE=True,
+        given=everything[len(chain) :],
+    )
+    if back_K:
+        add("fused backward, resident, clip", "bf16", back_K, backward=True, given=("clip",))
+        add(
+            "fused backward, resident, all options", "bf16", back_K - 8, "relu6", True,
+            REVERSE=True, given=unchained,
+        )  # fmt: skip
     return found
 
 

@@ -25,13 +25,17 @@ class Family(NamedTuple):
     memory: int  # bytes a clock and multiprocessor
     forward: int  # instructions an element beside the product
     backward: int  # with a clip
+    resident: int  # bytes of K up to which weights of several blocks stay in shared memory ...
+    resident_backward: int  # ... and in the backward; 0: that would spill with all options
 
 
 FAMILIES = {
-    "mma": Family(4, 2, 1024, 11, 19, 44),  # NVIDIA 8.x and 12.x; rates of an A100
-    "wgmma": Family(4, 2, 2048, 18, 14, 38),  # NVIDIA 9.0; an H200
-    "tcgen05": Family(1, 1, 4096, 25, 9, 21),  # NVIDIA 10.x, whose lanes own whole rows; a B200
-    "mfma": Family(2, 4, 1024, 7, 35, 68),  # AMD CDNA 3; an MI300X. CDNA 4 needs fewer: 14, 36
+    "mma": Family(4, 2, 1024, 11, 19, 44, 512, 0),  # NVIDIA 8.x and 12.x; rates of an A100
+    "wgmma": Family(4, 2, 2048, 18, 14, 38, 1024, 1024),  # NVIDIA 9.0; an H200
+    # NVIDIA 10.x, whose lanes own whole rows; a B200
+    "tcgen05": Family(1, 1, 4096, 25, 9, 21, 1024, 768),
+    # AMD CDNA 3; an MI300X. CDNA 4 needs fewer instructions: 14, 36
+    "mfma": Family(2, 4, 1024, 7, 35, 68, 512, 512),
 }
 CACHE_RATE = 32  # bytes a clock and multiprocessor from the last-level cache
 ASYNCHRONOUS = ("mma", "wgmma", "tcgen05")  # families that copy to shared memory in the background
@@ -114,14 +118,17 @@ class Tile(NamedTuple):
     stages: int
     lanes: int
     run: int
+    ahead: bool = False  # weights of all blocks of K stay; a tile's input is loaded ahead
 
 
-def tile(family, N, K, itemsize, backward, aligned):
+def tile(family, N, K, itemsize, backward, aligned, chained=False):
     """The tile of a fused kernel: as large as keeps the recurrence in registers, without a spill
     (but for 16 and 48 bytes on two devices with all options at once).
 
     Where rows are not multiples of 16 bytes, loads are one element wide and pointers take
-    registers: smaller tiles. A K of one block has its weights in shared memory for good.
+    registers: smaller tiles. Weights of one block of K stay in shared memory. So do those of more
+    blocks as far as they fit, with smaller tiles, because the next tile's input lies in registers
+    meanwhile; but not in a chain, whose programs take one tile each.
     """
     block_k = 128 // itemsize if aligned else 32
     if family == "wgmma":
@@ -137,17 +144,32 @@ def tile(family, N, K, itemsize, backward, aligned):
         block_n, block_t, warps, stages = 128, 32 if aligned or not backward else 16, 4, 2
         if family == "mma":
             stages, block_k = 4, 32
+    rates = FAMILIES[family]
+    widest = rates.resident_backward if backward else rates.resident
+    ahead = False
     if block_k * (2 if aligned and block_n * itemsize <= 256 else 1) >= K:
         block_k = max(16, 1 << (K - 1).bit_length())
-    layout = FAMILIES[family].lanes, FAMILIES[family].run
-    return Tile(block_n, block_t, block_k, warps, stages, *layout)
+    elif aligned and not chained and block_n == 128 and K * itemsize <= widest:
+        ahead, stages = True, 1
+        # Of 128 bytes, or of several times that as far as K is a multiple: each block of Hopper's
+        # and Blackwell's products is waited for. But large blocks take registers.
+        block_k = 128 // itemsize
+        blocks = math.ceil(K / block_k)
+        if family == "wgmma" and not backward:
+            block_k *= blocks & -blocks
+        elif family in ("wgmma", "tcgen05"):
+            block_k *= min(blocks & -blocks, 2)
+        block_t = min(block_t, 32 if family == "tcgen05" else 64)
+    return Tile(block_n, block_t, block_k, warps, stages, rates.lanes, rates.run, ahead)
 
 
 def constants_of(cut, K, lanes):
     """The fused kernels' compile-time arguments that follow from their tile and a warp's lanes."""
+    blocks_k = math.ceil(K / cut.block_k)
     return {
         "EVEN_K": K % cut.block_k == 0,
-        "ONE_K": cut.block_k >= K,
+        "BLOCKS_K": blocks_k if cut.ahead or blocks_k == 1 else 0,
+        "AHEAD": cut.ahead,
         "LANES": cut.lanes,
         "RUN": cut.run,
         "LEVELS": (cut.block_t // cut.lanes).bit_length() - 1,
@@ -169,9 +191,12 @@ def fused_time(device, B, T, K, N, itemsize, backward, cut, chained):
     family = FAMILIES[device.family]
     blocks_k = math.ceil(K / cut.block_k)
     product = cut.block_n * cut.block_t * blocks_k * cut.block_k / (family.products * 2 // itemsize)
-    weights = cut.block_n if blocks_k > 1 else 0
-    traffic = (cut.block_t + weights) * K * itemsize / CACHE_RATE
+    stay = (cut.ahead or blocks_k == 1) and not chained
+    weights = cut.block_n * K * itemsize / CACHE_RATE
+    traffic = cut.block_t * K * itemsize / CACHE_RATE + (0 if stay else weights)
     each_element = family.backward if backward else family.forward
+    if cut.ahead:  # 16 bytes are loaded and stored at a time, and their addresses computed
+        each_element += K * itemsize / (2 * cut.block_n)
     recurrence = each_element * cut.block_n * cut.block_t / (4 * device.lanes)
     alone = max(product, traffic) + recurrence + LATENCY
     busy = max(product, traffic, recurrence)
@@ -179,8 +204,12 @@ def fused_time(device, B, T, K, N, itemsize, backward, cut, chained):
     if chained:
         programs, tiles, hops = programs * tiles, 1, tiles * HOP
     each = math.ceil(programs / device.multiprocessors)
-    resident = 8 // cut.warps  # as many as the registers hold
-    compute = tiles * max(each * busy, math.ceil(each / resident) * alone)
+    at_once = 8 // cut.warps  # as many as the registers hold
+    if device.family == "wgmma" and cut.ahead and not backward and K * itemsize <= 512:
+        at_once = 2
+    compute = tiles * max(each * busy, math.ceil(each / at_once) * alone)
+    if stay:
+        compute += each * weights
     rows = K + 2 * N if backward else K + N
     return LAUNCH + max(compute, hops, _memory(device, B * T * rows * itemsize))
 
@@ -223,8 +252,9 @@ def choose(device, strategy, B, T, K, N, itemsize, backward, aligned, can_chain,
     """
     ways = []
     if strategy != "split":
-        cut = tile(device.family, N, K, itemsize, backward, aligned)
-        for chained in (False, True) if can_chain and cut.block_t < T else (False,):
+        shortest = tile(device.family, N, K, itemsize, backward, aligned).block_t
+        for chained in (False, True) if can_chain and shortest < T else (False,):
+            cut = tile(device.family, N, K, itemsize, backward, aligned, chained)
             time = fused_time(device, B, T, K, N, itemsize, backward, cut, chained)
             ways.append((time, Choice(cut, chained, 1)))
     if strategy != "fused":

@@ -26,10 +26,22 @@ kept see bench/results/sass.json); nothing here has been timed on a GPU:
   needs no fold: 8.5. sm_80 18.5. gfx942 has no maximum that keeps NaN: 35; gfx950 has: 14.
 - Backward on sm_90 28, with a clip 38: h comes through shared memory into the accumulator's layout,
   and two bounds are carried. The scan alone has 11, and 3 passes over memory instead of 2.
-- In float32 without TF32 the product takes plain instructions, and the library's is better.
-- Weights of one block of K stay in shared memory; those of a larger K are read from the cache again
-  for each tile, because Triton cannot index shared memory by a loop's variable. By `model` that is
-  what makes the split way the faster one from a K of about 512 up.
+- In float32 without TF32 the product takes plain instructions, and the library's is better. With
+  TF32, sm_90 multiplies operands where they lie in shared memory and cuts their last 13 bits off,
+  where the library may round them. With K = 512 the largest error of a product is 7e-4 of the
+  largest value, and 3e-4 with rounding; where all numbers are positive, each sum is 7e-4 too small.
+  Rounding would take an instruction for each number of x and tile, and x through registers.
+- Weights that stay in shared memory: those of one block of K, and of more blocks as far as they fit
+  (`model.tile`), but in no chain. The next tile's input then lies in registers during a tile's
+  recurrence, so tiles are smaller: sm_90 128 x 64 and 18.3 instead of 11.7 at K = 512, 14.9 at
+  K = 256, where two programs fit on a multiprocessor; backward with a clip 40.5 and 38.3. At
+  K = N = 512 the emulator counts 4 reads of x and one of the weights instead of 4 and T / 128.
+- Issuing the product of the next tile before the recurrence of this one: Triton waits for it at
+  once. In a trial the assembler moved the recurrence in front of that wait at K = 512, with 255
+  registers and 40 bytes spilled; at K = 256, with a ring, the recurrence stayed before the product.
+- Backward with a K of one block: the tile of h passes through the ring, and its transposed load has
+  a 4-way bank conflict (512 wavefronts a tile where 128 would do; 384 clocks beside 2,400 of
+  instructions). The form with weights of several blocks has none, but waits for h in every tile.
 - x through TMA: not tried, as 8 of the 82 instructions of the loop over K are its copies.
 """
 
@@ -48,7 +60,17 @@ from .registers import (
     step_of_column,
     together,
 )
-from .tiles import await_state, place_of, product, publish
+from .tiles import (
+    await_state,
+    input_blocks,
+    input_in_registers,
+    place_of,
+    publish,
+    resident_product,
+    resident_weights,
+    streamed_product,
+    time_of,
+)
 from .walk import within, zero_rows
 
 
@@ -82,7 +104,8 @@ def _fused_fwd_kernel(
     REVERSE: tl.constexpr,
     HALVES: tl.constexpr,  # 2: N more channels walk the other way
     EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
-    ONE_K: tl.constexpr,  # K is at most BLOCK_K: the weights stay in shared memory
+    BLOCKS_K: tl.constexpr,  # of the weights, which stay in shared memory; 0: they are streamed
+    AHEAD: tl.constexpr,  # the next tile's input is loaded into registers
     LANES: tl.constexpr,
     RUN: tl.constexpr,
     LEVELS: tl.constexpr,  # log2 of BLOCK_T / LANES
@@ -110,9 +133,7 @@ def _fused_fwd_kernel(
     x_ptr += b * stride_xb + first * stride_xt
     h_ptr += b * stride_hb + first * stride_ht
     w_ptrs = w_ptr + offs_n[:, None] * stride_wn + offs_k[None, :] * stride_wk
-    w = None
-    if ONE_K:
-        w = tl.load(w_ptrs, mask=mask_n[:, None] & (offs_k < K)[None, :], other=0.0)
+    ws = resident_weights(w_ptrs, stride_wk, mask_n, offs_k, K, EVEN_K, BLOCKS_K, BLOCK_K)
     u = tl.load(u_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
     bias = tl.zeros([BLOCK_N], tl.float32)
     if b_ptr is not None:
@@ -127,22 +148,31 @@ def _fused_fwd_kernel(
         begin = tile * BLOCK_T
         end = tl.minimum(begin + BLOCK_T, length)
         words = states_ptr + (tile.to(tl.int64) * abreast + place) * BLOCK_N
-    for i in tl.range(begin, end, BLOCK_T, num_stages=STAGES if ONE_K else 1):
+    if AHEAD:
+        rows = begin + tl.minimum(order, length - begin - 1)
+        valid = rows >= 0
+        rows = time_of(rows, length, half, REVERSE, HALVES)
+        xs = input_in_registers(x_ptr, rows, valid, stride_xt, K, EVEN_K, BLOCKS_K, BLOCK_K)
+    for i in tl.range(begin, end, BLOCK_T, num_stages=STAGES if BLOCKS_K > 0 else 1):
         left = length - i
-        rows = i + tl.minimum(order, left - 1)
-        out = i + steps
-        if HALVES == 2:
-            rows = tl.where(half != REVERSE, length - 1 - rows, rows)
-            out = tl.where(half != REVERSE, length - 1 - out, out)
-        elif REVERSE:
-            rows = length - 1 - rows
-            out = length - 1 - out
+        rows = time_of(i + tl.minimum(order, left - 1), length, half, REVERSE, HALVES)
+        out = time_of(i + steps, length, half, REVERSE, HALVES)
         acc = tl.broadcast_to(bias[:, None], [BLOCK_N, BLOCK_T])
-        x_ptrs = x_ptr + rows[None, :].to(tl.int64) * stride_xt + offs_k[:, None]
-        acc = product(
-            x_ptrs, None, w, w_ptrs, stride_wk, mask_n, offs_k, K, acc,
-            EVEN_K, ONE_K, BLOCK_K, STAGES, PRECISION,
-        )  # fmt: skip
+        if BLOCKS_K == 0:
+            acc = streamed_product(
+                x_ptr, rows, None, stride_xt, w_ptrs, stride_wk, mask_n, offs_k, K, acc,
+                EVEN_K, BLOCK_K, STAGES, PRECISION,
+            )  # fmt: skip
+        else:
+            if not AHEAD:
+                xs = input_blocks(
+                    x_ptr, rows, None, stride_xt, offs_k, K, EVEN_K, BLOCKS_K, BLOCK_K
+                )
+            acc = resident_product(ws, xs, acc, AHEAD, PRECISION)
+        if AHEAD:
+            later = i + tl.minimum(BLOCK_T + order, left - 1)
+            later = time_of(later, length, half, REVERSE, HALVES)
+            xs = input_in_registers(x_ptr, later, None, stride_xt, K, EVEN_K, BLOCKS_K, BLOCK_K)
         a = in_runs(acc, LANES, RUN, LEVELS)
         cut = None
         if resets_ptr is not None:
@@ -188,11 +218,7 @@ def _fused_fwd_kernel(
     tl.debug_barrier()
     last = (end == length) & ((begin < length) | (tile == 0))
     there = last & (length > 0)
-    row = length - 1
-    if HALVES == 2:
-        row = tl.where(half != REVERSE, 0, row)
-    elif REVERSE:
-        row = length * 0
+    row = time_of(length - 1, length, half, REVERSE, HALVES)
     h_n_ptrs = h_ptr + row.to(tl.int64) * stride_ht + offs_n
     h_n = tl.load(h_n_ptrs, mask=within(channels, N, there)).to(tl.float32)
     h_n = tl.where(there, h_n, state)
@@ -240,7 +266,8 @@ def _fused_bwd_kernel(
     HI: tl.constexpr,
     REVERSE: tl.constexpr,
     EVEN_K: tl.constexpr,
-    ONE_K: tl.constexpr,
+    BLOCKS_K: tl.constexpr,
+    AHEAD: tl.constexpr,
     LANES: tl.constexpr,
     RUN: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -268,9 +295,7 @@ def _fused_bwd_kernel(
     h_ptr += b * stride_hb + first * stride_ht
     d_ptr += b * stride_db + first * stride_dt
     w_ptrs = w_ptr + offs_n[:, None] * stride_wn + offs_k[None, :] * stride_wk
-    w = None
-    if ONE_K:
-        w = tl.load(w_ptrs, mask=mask_n[:, None] & (offs_k < K)[None, :], other=0.0)
+    ws = resident_weights(w_ptrs, stride_wk, mask_n, offs_k, K, EVEN_K, BLOCKS_K, BLOCK_K)
     u_n = tl.load(u_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
     _falls, grows = falls_or_grows(u_n, BLOCK_T // LANES)
     u = tl.broadcast_to(u_n[:, None], [BLOCK_N, LANES])
@@ -287,7 +312,12 @@ def _fused_bwd_kernel(
     if ticket_ptr is not None:
         begin, end = tile, tl.minimum(tile + 1, tiles)
         words = states_ptr + (tile.to(tl.int64) * abreast + place) * BLOCK_N
-    for k in tl.range(begin, end, num_stages=STAGES if ONE_K else 1):
+    if AHEAD:
+        rows = (tiles - begin) * BLOCK_T - 1 - order
+        valid = (rows >= 0) & (rows < length)
+        rows = time_of(rows, length, 0, REVERSE, 1)
+        xs = input_in_registers(x_ptr, rows, valid, stride_xt, K, EVEN_K, BLOCKS_K, BLOCK_K)
+    for k in tl.range(begin, end, num_stages=STAGES if BLOCKS_K > 0 else 1):
         # The walk goes down from the tile's last step; those past the length come first, as zeros.
         top = (tiles - k) * BLOCK_T - 1
         rows = top - order
@@ -295,15 +325,25 @@ def _fused_bwd_kernel(
         valid = rows < length
         at_end = rows == length - 1
         stored = out < length
-        if REVERSE:
-            rows = length - 1 - rows
-            out = length - 1 - out
+        rows = time_of(rows, length, 0, REVERSE, 1)
+        out = time_of(out, length, 0, REVERSE, 1)
         acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-        x_ptrs = x_ptr + rows[None, :].to(tl.int64) * stride_xt + offs_k[:, None]
-        acc = product(
-            x_ptrs, valid, w, w_ptrs, stride_wk, mask_n, offs_k, K, acc,
-            EVEN_K, ONE_K, BLOCK_K, STAGES, PRECISION,
-        )  # fmt: skip
+        if BLOCKS_K == 0:
+            acc = streamed_product(
+                x_ptr, rows, valid, stride_xt, w_ptrs, stride_wk, mask_n, offs_k, K, acc,
+                EVEN_K, BLOCK_K, STAGES, PRECISION,
+            )  # fmt: skip
+        else:
+            if not AHEAD:
+                xs = input_blocks(
+                    x_ptr, rows, valid, stride_xt, offs_k, K, EVEN_K, BLOCKS_K, BLOCK_K
+                )
+            acc = resident_product(ws, xs, acc, AHEAD, PRECISION)
+        if AHEAD:
+            # Below the first tile lies none: its own first row is loaded once more.
+            later = tl.maximum(top - BLOCK_T - order, 0)
+            later = time_of(later, length, 0, REVERSE, 1)
+            xs = input_in_registers(x_ptr, later, None, stride_xt, K, EVEN_K, BLOCKS_K, BLOCK_K)
         if g_n_ptr is not None:
             g_n = tl.load(g_n_ptr + b * N + offs_n, mask=mask_n).to(tl.float32)
             acc += tl.where(at_end[None, :], g_n[:, None], 0.0)

@@ -104,6 +104,13 @@ def test_nothing_spills(reports):
     assert sum(report["spilled"] for report in spills) <= 64
 
 
+def test_shared_memory_is_there(reports):
+    """Bytes that a program may have; sm_80 has more than the sm_86 and sm_89 of its family."""
+    limits = {"sm_80": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376}
+    limits |= {"gfx942": 65536, "gfx950": 163840}
+    assert not [report for report in reports if report["shared"] > limits[report["target"]]]
+
+
 def test_scans_need_no_more_shared_memory_than_their_ring(reports):
     """Nor do they exchange anything through it: the barriers are those of the copies' ring."""
     scans = [report for report in reports if not report["name"].startswith("fused")]

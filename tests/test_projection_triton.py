@@ -51,13 +51,17 @@ def on_device(x):
     return x.to(DEVICE) if isinstance(x, torch.Tensor) else x
 
 
-# (lanes, run) of every kind of accumulator, small tiles, and tiles with a K of one block.
+# (lanes, run) of every kind of accumulator, small tiles, and tiles with a K of one block. With
+# `ahead`, a block of K is at least a piece of 128 bytes.
 tiles = st.builds(
-    lambda block_n, block_t, block_k, layout: model.Tile(block_n, block_t, block_k, 4, 2, *layout),
+    lambda block_n, block_t, block_k, layout, ahead: model.Tile(
+        block_n, block_t, 2 * block_k if ahead else block_k, 4, 1 if ahead else 2, *layout, ahead
+    ),
     st.just(16 if INTERPRETED else 64),
     st.sampled_from([16, 32]),
     st.sampled_from([16, 32]),
     st.sampled_from([(4, 2), (2, 4), (1, 1)]),
+    st.booleans(),
 )
 choices = st.one_of(
     st.builds(model.Choice, tiles, st.booleans(), st.just(1)),
@@ -134,7 +138,9 @@ def check_forward(case, K, halves, choice, has_bias=True):
 
 
 @emulator.examples(60)
-@given(layers, st.sampled_from([1, 3, 16, 20, 33]), st.sampled_from([1, 2]), choices, st.booleans())
+@given(
+    layers, st.sampled_from([1, 3, 16, 20, 33, 70]), st.sampled_from([1, 2]), choices, st.booleans()
+)
 def test_layer_against_reference(case, K, halves, choice, has_bias):
     check_forward(case, K, halves, choice, has_bias)
 
@@ -168,7 +174,7 @@ def check_backward(case, K, choice):
 
 
 @emulator.examples(60)
-@given(layers, st.sampled_from([1, 3, 16, 20, 33]), choices)
+@given(layers, st.sampled_from([1, 3, 16, 20, 33, 70]), choices)
 def test_backward_of_a_stack_against_the_formula(case, K, choice):
     check_backward(case, K, choice._replace(slices=1))
 
@@ -177,10 +183,11 @@ def test_backward_of_a_stack_against_the_formula(case, K, choice):
 @pytest.mark.parametrize("chained", [False, True])
 def test_half_precision(dtype, chained):
     """The state between tiles, and the pre-activation, are not rounded."""
-    choice = model.Choice(model.Tile(64, 16, 16, 4, 2, 4, 2), chained, 1)
     case = Case(2, 45, 35, dtype=dtype, form="lengths", has_resets=True, grad_clip=0.5)
-    check_forward(case, 24, 2, choice)
-    check_backward(case, 24, choice)
+    for cut in (model.Tile(64, 16, 16, 4, 2, 4, 2), model.Tile(64, 16, 64, 4, 1, 4, 2, True)):
+        choice = model.Choice(cut, chained, 1)
+        check_forward(case, 24, 2, choice)
+        check_backward(case, 24, choice)
 
 
 @pytest.mark.parametrize("family", list(model.FAMILIES))
@@ -195,6 +202,40 @@ def test_with_the_tiles_of_each_family(family, backward):
             check_backward(case, K, choice)
         else:
             check_forward(case, K, 1, choice)
+
+
+@pytest.mark.parametrize("K", [136, 192, 320, 384, 512])
+@pytest.mark.parametrize("backward", [False, True])
+def test_weights_that_stay(K, backward):
+    """Blocks of every size that Hopper's tiles have, ragged in time and channels, and in K."""
+    cut = model.tile("wgmma", 70, K, 2, backward, True)
+    assert cut.ahead
+    case = Case(2, cut.block_t + 5, 70, torch.float16, form="lengths", reverse=True, seed=K)
+    choice = model.Choice(cut, False, 1)
+    if backward:
+        check_backward(case, K - 8, choice)
+    else:
+        check_forward(case, K - 8, 2, choice)
+
+
+def test_weights_stay_where_they_fit():
+    for family in model.FAMILIES:
+        for backward in (False, True):
+            for K in (256, 512):
+                streams = model.tile(family, 512, K, 2, backward, True, chained=True)
+                assert not streams.ahead, "each program of a chain takes one tile"
+                stays = model.tile(family, 512, K, 2, backward, True)
+                rates = model.FAMILIES[family]
+                widest = rates.resident_backward if backward else rates.resident
+                assert stays.ahead == (widest >= 2 * K)
+            assert not model.tile(family, 512, 520, 2, backward, True).ahead
+            assert not model.tile(family, 512, 200, 2, backward, False).ahead, "loads of one number"
+    h200 = model.Device("wgmma", 132, 32, 50 << 20)
+    streamed = model.tile("wgmma", 512, 512, 2, False, True, chained=True)
+    stays = model.tile("wgmma", 512, 512, 2, False, True)
+    for B in (8, 128):
+        size = h200, B, 1024, 512, 512, 2, False
+        assert model.fused_time(*size, stays, False) < model.fused_time(*size, streamed, False)
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
@@ -388,6 +429,17 @@ def test_the_interpreter_alone_cannot_fuse_bfloat16():
     loop = by_reference(x, weight, None, u, None, 1, options)
     for three in zip(actual, expected, loop, strict=True):
         assert_close_to_reference(*three)
+
+
+def test_weights_of_more_elements_than_offsets_reach():
+    """Offsets in a weight are 32 bits wide: a larger one would be read at the wrong places."""
+    x, u, h = torch.randn(2, 9, 5), torch.rand(7), torch.zeros(2, 9, 7)
+    for shape, strides in (((7, 5), (2**31 // 6 + 1, 1)), ((7, 5), (1, 2**29))):
+        weight = torch.empty_strided(shape, strides, device="meta")
+        with pytest.raises(ValueError, match="offsets"):
+            launch.indrnn_forward(x, weight, None, u, None, h, strategy="fused")
+        with pytest.raises(ValueError, match="offsets"):
+            launch.projected_backward(x, weight.t(), None, h, u, None, strategy="fused")
 
 
 def test_model_fuses_narrow_products_and_splits_wide_ones():
