@@ -8,7 +8,7 @@ itself never searches: what falls behind is a reason to mend kernels/model.py.
 import itertools
 import multiprocessing
 import os
-import sys
+import statistics
 import time
 from concurrent import futures
 from functools import partial
@@ -20,7 +20,7 @@ from bench import arguments
 from bench.choices import OPERATIONS, label
 from bench.environment import describe, write_json
 from bench.speed.cases import DTYPES, SIZES
-from bench.speed.timing import ratio, times
+from bench.speed.measure import Clock, interleave
 
 BEHIND = 1.1
 # How far from the pick's a result may be, of the largest value: another cut rounds differently.
@@ -34,7 +34,7 @@ def sweep(cases, device, measure, seconds=float("inf")):
     """
     deadline = time.monotonic() + seconds
     for name, sizes, dtype in cases:
-        about = {"operation": name, "sizes": dict(zip("BTN", sizes, strict=True)), "dtype": dtype}
+        about = {"operation": name, "sizes": list(sizes), "dtype": dtype}
         reached = time.monotonic() < deadline
         result = examine(OPERATIONS[name], sizes, dtype, device, measure) if reached else {}
         yield about | {"reached": reached} | result
@@ -46,28 +46,23 @@ def examine(operation, sizes, dtype, device, measure):
     pick, others = operation.choices(*arguments)
     compute = operation.prepare(*arguments)
     expected = [x.clone() for x in compute(pick)]
-    errors = [disagreement(compute, choice, expected, TOLERANCE[dtype]) for choice in others]
-    right = [pick, *(choice for choice, error in zip(others, errors, strict=True) if not error)]
-    samples = measure({label(choice): partial(compute, choice) for choice in right})
-    results = [
-        {
-            "choice": choice,
-            "ms": times(samples[label(choice)]).record(),
-            "pick_over_this": ratio(samples[label(pick)], samples[label(choice)]).median,
-        }
-        for choice in right
-    ]
-    best = max(results, key=lambda result: result["pick_over_this"])
+    errors = {label(c): disagreement(compute, c, expected, TOLERANCE[dtype]) for c in others}
+    right = [pick, *(choice for choice in others if errors[label(choice)] is None)]
+    ms = {
+        name: [1e3 * seconds for seconds in found]
+        for name, found in measure({label(c): partial(compute, c) for c in right}).items()
+    }
+    over = {
+        name: statistics.median(a / b for a, b in zip(ms[label(pick)], own, strict=True))
+        for name, own in ms.items()
+    }
+    best = max(over, key=over.get)
     return {
-        "pick": pick,
-        "best": best["choice"],
-        "pick_over_best": best["pick_over_this"],
-        "results": results,
-        "errors": [
-            {"choice": choice, "error": error}
-            for choice, error in zip(others, errors, strict=True)
-            if error
-        ],
+        "pick": label(pick),
+        "best": best,
+        "pick_over_best": over[best],
+        "ms": ms,
+        "errors": {name: error for name, error in errors.items() if error is not None},
     }
 
 
@@ -111,50 +106,34 @@ def compile_one(name, N, dtype, device, choice):
     OPERATIONS[name].prepare(1, T, N, DTYPES[dtype], torch.device(device))(choice)
 
 
-def measure_on_gpu(functions, rounds):
-    """{name: seconds in each round} by the GPU's own clock, in turn, with a cold cache.
-
-    Before each call a gigabyte is overwritten: that empties the cache, and takes so long that the
-    host has queued the whole call before the GPU comes to it: what launching costs does not count.
-    """
-    eraser = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    names = list(functions)
-    events = {name: [] for name in names}
-    for number in range(-1, rounds):  # the first round warms up
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            eraser.zero_()
-            begin.record()
-            functions[name]()
-            end.record()
-            if number >= 0:
-                events[name].append((begin, end))
-        torch.cuda.synchronize()
-    return {name: [b.elapsed_time(e) / 1e3 for b, e in pairs] for name, pairs in events.items()}
+def measure(functions, rounds, clock):
+    """{name: seconds in each round}, after a round that warms up; raises what a function raises."""
+    results = interleave(functions, rounds + 1, clock)
+    for found in results.values():
+        if isinstance(found, Exception):
+            raise found
+    return {name: found[1:] for name, found in results.items()}
 
 
 def line(record):
     """A record as it is printed."""
-    sizes = ", ".join(map(str, record["sizes"].values()))
+    sizes = ", ".join(map(str, record["sizes"]))
     text = f"{record['operation']:<15}{sizes:<18}{record['dtype']:<10}"
     if not record["reached"]:
         return text + "not reached"
-    pick, best = label(record["pick"]), label(record["best"])
-    medians = {label(result["choice"]): result["ms"]["median"] for result in record["results"]}
-    text += f"{pick:<36}{medians[pick]:>9.4f}"
+    medians = {name: statistics.median(own) for name, own in record["ms"].items()}
+    text += f"{record['pick']:<36}{medians[record['pick']]:>9.4f}"
     if record["pick_over_best"] > BEHIND:
-        text += f"  BEHIND {record['pick_over_best']:.2f}x: {best} takes {medians[best]:.4f}"
-    for wrong in record["errors"]:
-        text += f"\n    {label(wrong['choice'])}: {wrong['error']}"
-    return text
+        best, ratio = record["best"], record["pick_over_best"]
+        text += f"  BEHIND {ratio:.2f}x: {best} takes {medians[best]:.4f}"
+    return "\n    ".join([text, *map(": ".join, record["errors"].items())])
 
 
 def summary(records):
     """The closing lines, and the exit status: 1 where a choice is wrong."""
     reached = [record for record in records if record["reached"]]
     behind = sum(record["pick_over_best"] > BEHIND for record in reached)
-    errors = [wrong["error"] for record in reached for wrong in record["errors"]]
+    errors = [error for record in reached for error in record["errors"].values()]
     wrong = sum(error.startswith("WRONG") for error in errors)
     text = f"{behind} of {len(reached)} picks are BEHIND; {wrong} choices are wrong"
     if len(reached) < len(records):
@@ -195,31 +174,20 @@ def run(args):
     began = time.monotonic()
     torch.cuda.set_device(device.index or 0)
     torch.manual_seed(0)
-    environment, properties = describe(device), torch.cuda.get_device_properties(device)
-    everything = itertools.product(("bfloat16", "float32"), args.sizes, OPERATIONS)
+    environment, everything = describe(device), itertools.product(DTYPES, args.sizes, OPERATIONS)
     cases = [(name, sizes, dtype) for dtype, sizes, name in everything]
-    print(f"{environment['device_name']}, {properties.multi_processor_count} multiprocessors")
     compiled, wanted = compile_ahead(cases, device, args.seconds / 2)
-    print(f"{compiled} of {wanted} choices compiled in {time.monotonic() - began:.0f} s")
+    print(f"{environment['device_name']}: {compiled} of {wanted} choices compiled")
     print(f"ms: median of {args.rounds} rounds, cold cache\n")
-    records = []
+    records, clock = [], Clock(device)
     left = args.seconds - (time.monotonic() - began)
-    for record in sweep(cases, device, partial(measure_on_gpu, rounds=args.rounds), left):
+    for record in sweep(cases, device, partial(measure, rounds=args.rounds, clock=clock), left):
         records.append(record)
         print(line(record), flush=True)
     text, status = summary(records)
     print(f"\n{text}")
     if args.out:
-        content = {"benchmark": "tune", "rounds": args.rounds, "environment": environment}
-        content["multiprocessors"] = properties.multi_processor_count
-        content["cache_bytes"] = properties.L2_cache_size
-        write_json(args.out, content | {"behind": BEHIND, "records": records})
+        content = {"benchmark": "tune", "environment": environment, "behind": BEHIND}
+        write_json(args.out, content | {"records": records})
         print(f"written: {args.out}")
     return status
-
-
-if __name__ == "__main__":
-    from bench import __main__, tune
-
-    __main__.COMMANDS["tune"] = tune
-    sys.exit(__main__.main(["tune", *sys.argv[1:]]))

@@ -1,11 +1,9 @@
 """What is run on a GPU, as far as it can be tested without one: bench/gpu.sh, its launches, and the
 sweep of `python -m bench tune`."""
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -146,108 +144,87 @@ def test_a_wrong_request_gets_the_usage(gpu_sh, options):
     assert not out.exists()
 
 
-def test_the_launches_for_the_sanitizer_run():
+@pytest.fixture
+def tune():
     pytest.importorskip("triton", reason="Triton is for Linux")
+    from bench import tune
+
+    return tune
+
+
+def test_the_launches_for_the_sanitizer_run(tune):
     from bench.launches import launch_all
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     launch_all(device, ["scan", "layer"], [torch.float32], [(1, 16, 3, 5)])
 
 
-def in_bench(code, **environment):
-    """Runs code in the root of the checkout, to import bench; returns what it printed."""
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-@pytest.fixture(scope="module")
-def swept():
-    """The sweep in Triton's interpreter, where another choice is said to be twice as fast."""
-    pytest.importorskip("triton", reason="Triton is for Linux")
-    code = """
-import json, torch
-from bench import tune
-torch.manual_seed(0)
-right = tune.OPERATIONS["scan forward"]
-
-def prepare(*arguments):
-    compute = right.prepare(*arguments)
-    def changed(choice):
-        h_n, h = compute(choice)
-        return (h_n * 1.01, h) if choice["rows"] == 8 else (h_n, h)
-    return changed
-
-tune.OPERATIONS["wrong"] = right._replace(prepare=prepare)
-
 def measure(functions):
+    """Says that the last choice is twice as fast as the others."""
     list(functions.values())[-1]()
-    return {name: [2.0, 2.2, 2.4] if i == 0 else [1.0, 1.1, 1.2]
-            for i, name in enumerate(functions)}
-
-cases = [("scan forward", (2, 36, 33), "float32"), ("scan backward", (1, 36, 40), "bfloat16"),
-         ("wrong", (1, 36, 16), "float32"), ("layer forward", (3, 36, 10), "float32")]
-device = torch.device("cpu")
-records = list(tune.sweep(cases, device, measure))
-late = list(tune.sweep(cases, device, measure, seconds=0))
-tune.compile_one("scan backward", 16, "float32", "cpu", records[1]["pick"])
-print(json.dumps([records, late, [tune.line(r) for r in records + late],
-                  tune.summary(records), tune.summary(late)]))
-"""
-    return json.loads(in_bench(code, TRITON_INTERPRET="1"))
+    return {
+        name: [1.0, 1.1, 1.2] if index == len(functions) - 1 else [2.0, 2.2, 2.4]
+        for index, name in enumerate(functions)
+    }
 
 
-def test_sweep_times_the_pick_and_what_lies_near_it(swept):
-    (forward, backward, _, _), _, lines, _, _ = swept
-    for record, streams in ((forward, 1), (backward, 2)):
-        choices = [result["choice"] for result in record["results"]]
-        assert choices[0] == record["pick"]
-        assert record["pick"]["rows"] == 16 // streams
-        assert len(choices) > 3
-        assert all(choice["chunks"] * choice["rows"] <= 36 for choice in choices)
-        assert len({str(choice) for choice in choices}) == len(choices)
-        for name in ("chunks", "rows", "block_n"):
-            assert any(choice[name] != record["pick"][name] for choice in choices[1:]), name
-        assert not record["errors"]
-    assert forward["pick_over_best"] == pytest.approx(2)
-    assert forward["best"] != forward["pick"]
-    assert forward["results"][0]["ms"]["median"] == pytest.approx(2200)
-    assert "BEHIND 2.00x" in lines[0]
+@pytest.mark.parametrize(
+    ("operation", "sizes", "dtype", "words"),
+    [
+        ("scan forward", (2, 36, 33), "float32", ("chunks", "rows", "block_n")),
+        ("scan backward", (1, 36, 40), "bfloat16", ("chunks", "rows", "block_n")),
+        ("layer forward", (3, 36, 10), "float32", ("slices 2", "slices 3", "chained False")),
+    ],
+)
+def test_the_sweep_times_the_pick_and_what_lies_near_it(tune, operation, sizes, dtype, words):
+    torch.manual_seed(0)
+    (record,) = tune.sweep([(operation, sizes, dtype)], torch.device("cpu"), measure)
+    pick, *others = record["ms"]
+    assert pick == record["pick"]
+    assert not record["errors"]
+    for word in words:
+        assert any(word in choice for choice in others), word
+    assert record["best"] == others[-1]
+    assert record["pick_over_best"] == pytest.approx(2)
+    assert record["ms"][pick] == pytest.approx([2000, 2200, 2400])
+    assert "BEHIND 2.00x" in tune.line(record)
 
 
-def test_sweep_compares_the_ways_of_a_layer(swept):
-    (_, _, _, layer), *_ = swept
-    assert layer["pick"] == {"slices": 1}, "without TF32 the product is the library's"
-    assert not layer["errors"], "fused, chained and split agree"
-    choices = [result["choice"] for result in layer["results"]]
-    assert {choice["slices"] for choice in choices if "slices" in choice} == {1, 2, 3}
-    assert [choice["chained"] for choice in choices if "chained" in choice] == [False, True]
+def test_the_sweep_does_not_time_what_is_wrong(tune, monkeypatch):
+    right = tune.OPERATIONS["scan forward"]
+
+    def prepare(*arguments):
+        compute = right.prepare(*arguments)
+
+        def changed(choice):
+            h_n, h = compute(choice)
+            return (h_n * 1.01, h) if choice["rows"] == 8 else (h_n, h)
+
+        return changed
+
+    monkeypatch.setitem(tune.OPERATIONS, "wrong", right._replace(prepare=prepare))
+    torch.manual_seed(0)
+    (record,) = tune.sweep([("wrong", (1, 36, 16), "float32")], torch.device("cpu"), measure)
+    ((choice, error),) = record["errors"].items()
+    assert "rows 8" in choice
+    assert error.startswith("WRONG: off by ")
+    assert not any("rows 8" in choice for choice in record["ms"])
+    assert error in tune.line(record)
+    assert tune.summary([record]) == ("1 of 1 picks are BEHIND; 1 choices are wrong", 1)
 
 
-def test_sweep_does_not_time_what_is_wrong(swept):
-    (_, _, wrong, _), _, lines, (text, status), _ = swept
-    (error,) = wrong["errors"]
-    assert error["choice"]["rows"] == 8
-    assert error["error"].startswith("WRONG: off by ")
-    assert all(result["choice"]["rows"] != 8 for result in wrong["results"])
-    assert "WRONG" in lines[2]
-    assert status == 1
-    assert text == "4 of 4 picks are BEHIND; 1 choices are wrong"
-
-
-def test_sweep_ends_when_its_time_is_over(swept):
-    _, late, lines, _, (text, status) = swept
-    assert [record["reached"] for record in late] == [False] * 4
-    assert lines[4].endswith("not reached")
-    assert "4 cases were not reached" in text
+def test_the_sweep_ends_when_its_time_is_over(tune):
+    cases = [("scan forward", (2, 36, 33), "float32")]
+    (record,) = tune.sweep(cases, torch.device("cpu"), measure, seconds=0)
+    assert tune.line(record).endswith("not reached")
+    text, status = tune.summary([record])
+    assert "1 cases were not reached" in text
     assert status == 0
+
+
+def test_what_is_compiled_ahead_can_be_compiled(tune):
+    pick, _ = tune.OPERATIONS["scan backward"].choices(1, 36, 16, torch.float32, "cpu")
+    tune.compile_one("scan backward", 16, "float32", "cpu", pick)
 
 
 @pytest.mark.parametrize(
@@ -258,16 +235,16 @@ def test_sweep_ends_when_its_time_is_over(swept):
         (["--seconds", "0"], "argument --seconds: '0' must be a finite number above 0"),
     ],
 )
-def test_tune_without_a_gpu_gets_one_clear_line(words, said):
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.tune", *words],
-        cwd=ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("python -m bench tune: error: ")
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_tune_without_a_gpu_gets_one_clear_line(tune, words, said, monkeypatch, capsys):
+    from bench.__main__ import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    try:
+        status = main(["tune", *words])
+    except SystemExit as exit:
+        status = exit.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("python -m bench tune: error: ")
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,1 +1,1 @@
-"""How fast it is, against what a user would pick instead."""
+"""How fast an IndRNN is, beside what a user would pick instead."""

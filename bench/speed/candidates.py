@@ -1,228 +1,239 @@
-"""What is timed side by side: the recurrence alone, and layers that a user would pick instead."""
+"""What is timed side by side: the recurrence alone, and layers that a user would pick instead.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A candidate is a function of `Inputs` that makes what it needs and returns the call to time. What
+it raises becomes its row.
+"""
+
+import importlib.util
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.speed import checks
-from bench.speed.inputs import Inputs
-from bench.speed.memory import TrainingStep
+from bench.speed.cases import FORWARD, SCAN_BACKWARD, SCAN_FORWARD
 from fastindrnn import IndRNN
 from fastindrnn.functional import indrnn_scan
 
 SCAN, LAYER, LINEAR, COPY, RELU = "indrnn_scan", "IndRNN", "nn.Linear", "copy", "torch.relu"
-RNN, GRU, LSTM, LOOP = "nn.RNN relu", "nn.GRU", "nn.LSTM", "PyTorch loop"
-COMPILED, SERIAL = "compiled loop", "serial kernel"
+RNN, GRU, LSTM, LOOP, SERIAL = "nn.RNN relu", "nn.GRU", "nn.LSTM", "PyTorch loop", "serial kernel"
 OURS = SCAN, LAYER
-COMPILED_STEPS = 64  # torch.compile unrolls the loop: 256 steps took 50 s to compile (Intel Xeon)
+QUICK = *OURS, LINEAR, COPY, RELU  # take time in proportion to their tensors: never too long
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """`bind(inputs)` readies it and returns the function to time.
-
-    keeps: about how many (B, T, N) tensors a layer of it holds in a training step, for the guess
-    whether there is memory enough. peer: not us, nor what we are measured by: fewer samples.
-    same: its first result is h of the recurrence, and is compared with ours.
-    """
-
-    bind: Callable[[Inputs], Callable[[], object]]
-    keeps: float = 1
-    peer: bool = True
-    same: bool = False
-    most_steps: int | None = None
+def candidates(case, device):
+    """{name: candidate}, ours first."""
+    if case.what in (SCAN_FORWARD, SCAN_BACKWARD):
+        return scans(case.what, device)
+    dtype, N = getattr(torch, case.dtype), case.sizes[2]
+    bind = Forward if case.what == FORWARD else TrainingStep
+    return {
+        name: lambda inputs, make=make: bind(make(N).to(device, dtype), inputs)
+        for name, make in (LAYERS | installed()).items()
+    }
 
 
-KEEPS = {LAYER: 1, LINEAR: 1, RNN: 4, GRU: 10, LSTM: 12, LOOP: 5, COMPILED: 4, SERIAL: 2}
-KEEPS_OF_EXTRAS = 16
-SAME = LOOP, COMPILED, SERIAL
+def scans(what, device):
+    """The recurrence beside a copy of its input and relu of it, which read and write as much."""
+    functions = {SCAN: lambda a, u: indrnn_scan(a, u)[0], RELU: lambda a, u: torch.relu(a)}
+    if device.type == "cuda":
+        from bench.speed.serial import SerialScan  # here, because Triton is for Linux
+
+        functions[SERIAL] = SerialScan.apply
+    bind = bind_scan_forward if what == SCAN_FORWARD else bind_scan_backward
+    made = {
+        name: lambda inputs, function=function: bind(function, inputs)
+        for name, function in functions.items()
+    }
+    return made | {COPY: lambda inputs: inputs.x.clone}
 
 
-def loop(a, u):
-    """h_t = relu(a_t + u * h_{t-1}), one time step after the other."""
-    h, rows = torch.zeros_like(a[:, 0]), []
-    for a_t in a.unbind(1):
-        h = torch.relu(a_t + u * h)
-        rows.append(h)
-    return torch.stack(rows, 1)
+def bind_scan_forward(function, inputs):
+    return torch.no_grad()(lambda: function(inputs.x, inputs.u))
 
 
-def compiled_loop():
-    """Compiled anew: what was compiled for other sizes would count against torch's limit."""
-    torch.compiler.reset()
-    return torch.compile(loop, fullgraph=True, dynamic=False)
-
-
-class SerialScan(torch.autograd.Function):
-    """The serial kernel, for a GPU."""
-
-    @staticmethod
-    def forward(ctx, a, u):
-        from bench.speed import serial
-
-        h = torch.empty_like(a)
-        serial.serial_scan_forward(a, u, h)
-        ctx.save_for_backward(h, u)
-        return h
-
-    @staticmethod
-    def backward(ctx, grad_h):
-        from bench.speed import serial
-
-        return serial.serial_backward(grad_h.contiguous(), *ctx.saved_tensors)
-
-
-class SerialLayer(torch.autograd.Function):
-    """The product, then the serial kernel in place; saves x and h, as ours does."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, u):
-        from bench.speed import serial
-
-        h = serial.serial_layer_forward(x, weight, bias, u)
-        ctx.save_for_backward(x, weight, h, u)
-        return h
-
-    @staticmethod
-    def backward(ctx, grad_h):
-        from bench.speed import serial
-
-        x, weight, h, u = ctx.saved_tensors
-        grad_a, grad_u = serial.serial_backward(grad_h.contiguous(), h, u)
-        rows = grad_a.flatten(0, 1)
-        return grad_a @ weight, rows.t() @ x.flatten(0, 1), rows.sum(0), grad_u
-
-
-class ByLayer(nn.Module):
-    """The layers of an `IndRNN`, with its parameters, computed by function(x, weight, bias, u)."""
-
-    def __init__(self, rnn, function):
-        super().__init__()
-        self.rnn, self.function = rnn, function
-
-    def forward(self, x):
-        for parameters in checks.parameters_of(self.rnn):
-            x = self.function(x, *parameters)
-        return x
-
-
-class Chain(nn.Module):
-    """One layer after the other, each of which returns its output, or a tuple that begins with
-    it."""
-
-    def __init__(self, layers):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = output_of(layer(x))
-        return x
+def bind_scan_backward(function, inputs):
+    leaves = [part.detach().requires_grad_() for part in (inputs.x, inputs.u)]
+    h = function(*leaves)
+    options = {"retain_graph": True, "allow_unused": True}
+    return lambda: torch.autograd.grad(h, leaves, inputs.grad, **options)
 
 
 def output_of(result):
     return result[0] if isinstance(result, tuple) else result
 
 
-def make_layers(N, layers, dtype, device, extras):
-    """{name: how to make the stack}. "IndRNN" is made already, and the others of the same
-    recurrence have its parameters. extras: {name: how to make a layer of N features}."""
-    torch.manual_seed(0)
-    options = {"device": device, "dtype": dtype}
-    rnn = IndRNN(N, N, layers, batch_first=True, **options)
+class Forward:
+    """Called, it returns a module's output, without what a backward needs."""
 
-    def recurrent(kind, **more):
-        return lambda: kind(N, N, layers, batch_first=True, **options, **more)
+    def __init__(self, module, inputs):
+        self.module, self.x = module, inputs.x
 
-    def by_layer(make_scan):
-        def make():
-            scan = make_scan()
-            return ByLayer(rnn, lambda x, weight, bias, u: scan(F.linear(x, weight, bias), u))
-
-        return make
-
-    made = {
-        LAYER: lambda: rnn,
-        LINEAR: lambda: Chain(nn.Linear(N, N, **options) for _ in range(layers)),
-        RNN: recurrent(nn.RNN, nonlinearity="relu"),
-        GRU: recurrent(nn.GRU),
-        LSTM: recurrent(nn.LSTM),
-        LOOP: by_layer(lambda: loop),
-        COMPILED: by_layer(compiled_loop),
-    }
-    if layers > 1:
-        del made[COMPILED]  # compiled a layer at a time, it is as many times slower as layers
-    if device.type == "cuda":
-        made[SERIAL] = lambda: ByLayer(rnn, SerialLayer.apply)
-    for name, extra in extras.items():
-        made[name] = chain_of(extra, N, layers)
-    return made
+    @torch.no_grad()
+    def __call__(self):
+        return output_of(self.module(self.x))
 
 
-def chain_of(make, N, layers):
-    return lambda: Chain(make(N) for _ in range(layers))
+class TrainingStep:
+    """Called, it returns a module's output, and the gradients of x and of all parameters."""
+
+    def __init__(self, module, inputs):
+        self.module, self.grad = module, inputs.grad
+        self.leaves = [inputs.x.detach().requires_grad_(), *module.parameters()]
+
+    def __call__(self):
+        output = output_of(self.module(self.leaves[0]))
+        grads = torch.autograd.grad(output, self.leaves, self.grad, allow_unused=True)
+        return output.detach(), grads
 
 
-def layer_candidates(made, training):
-    """{name: candidate} for a forward, or a training step: output, and the gradients of x and all
-    parameters."""
+class LoopRNN(nn.Module):
+    """An IndRNN in PyTorch's own operators: one product, then a loop over time."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.input = nn.Linear(features, features)
+        self.u = nn.Parameter(torch.rand(features))
+
+    def forward(self, x):
+        a = self.input(x)
+        h, steps = torch.zeros_like(a[:, 0]), []
+        for a_t in a.unbind(1):
+            h = torch.relu(a_t + self.u * h)
+            steps.append(h)
+        return torch.stack(steps, 1)
+
+
+# From the number of features to a layer that takes (B, T, features) and returns as much, or a
+# tuple that begins with that.
+LAYERS = {
+    LAYER: lambda N: IndRNN(N, N, batch_first=True),
+    LINEAR: lambda N: nn.Linear(N, N),
+    RNN: lambda N: nn.RNN(N, N, nonlinearity="relu", batch_first=True),
+    GRU: lambda N: nn.GRU(N, N, batch_first=True),
+    LSTM: lambda N: nn.LSTM(N, N, batch_first=True),
+    LOOP: LoopRNN,
+}
+
+
+class Layer(nn.Module):
+    """Parts that hold parameters, and a function of them and x."""
+
+    def __init__(self, function, *parts):
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, x):
+        return self.function(x, *self.parts)
+
+
+def accelerated_scan(features):
+    """h_t = gate_t * h_{t-1} + token_t, without a nonlinearity. accelerated-scan 0.3.
+
+    Token and gate from one product each, the gate through a sigmoid. The scan wants (B, C, T),
+    contiguous; the transpositions to it and back count, as they would for its user.
+    """
+    from accelerated_scan.scalar import scan
+
+    def forward(x, token, gate):
+        tokens, gates = (part(x).transpose(1, 2).contiguous() for part in (token, gate))
+        return scan(torch.sigmoid(gates), tokens).transpose(1, 2)
+
+    return Layer(forward, nn.Linear(features, features), nn.Linear(features, features))
+
+
+def hgrn(features):
+    """h_t = f_t * h_{t-1} + (1 - f_t) * i_t: HGRN's recurrence, by chunks. fla-core 0.6.
+
+    Qin et al. 2023, arXiv 2311.04823. i and f from one product each; output gate, norm and output
+    projection, which the HGRN layer has too, are left out. chunk_hgrn takes the logarithm of f.
+    """
+    from fla.ops.hgrn import chunk_hgrn
+
+    def forward(x, product, gate):
+        logarithm = F.logsigmoid(gate(x))
+        return chunk_hgrn(product(x) * (1 - logarithm.exp()), logarithm)[0]
+
+    return Layer(forward, nn.Linear(features, features), nn.Linear(features, features))
+
+
+def mamba(features):
+    """A whole Mamba block: products in and out of twice the features, a short convolution, and a
+    selective scan with 16 states a channel. mamba-ssm 2.3; Gu and Dao 2023, arXiv 2312.00752."""
+    from mamba_ssm import Mamba
+
+    return Mamba(d_model=features)
+
+
+def flashrnn(features):
+    """h_t = tanh(W x_t + b + R h_{t-1}), an Elman network of heads. flashrnn 1.0.
+
+    Pöppel et al. 2024, arXiv 2412.07752. R has a block for each head of 64 channels, or of the
+    largest power of two that divides the features: heads so small are its fastest case. It compiles
+    CUDA code for each number of features and batch size.
+    """
+    from flashrnn import flashrnn as recurrence
+
+    head = min(64, features & -features)
+    heads = features // head
+
+    def forward(x, product, recurrent):
+        states, _ = recurrence(
+            product(x).view(*x.shape[:2], 1, heads, head),
+            recurrent.weight.view(1, heads, head, head),
+            recurrent.bias.view(1, heads, head),
+            function="elman",
+            backend="cuda_fused",
+            dtype=str(x.dtype).removeprefix("torch."),
+        )
+        return states[0].flatten(-2)
+
+    return Layer(forward, nn.Linear(features, features, bias=False), nn.Linear(head, features))
+
+
+def haste(features):
+    """h_t = tanh(W x_t + b + u * h_{t-1}): an IndRNN with tanh, one thread a channel. haste-pytorch
+    0.5."""
+    from haste_pytorch import IndRNN as HasteIndRNN
+
+    return HasteIndRNN(features, features, batch_first=True)
+
+
+def sru(features):
+    """c_t = f_t * c_{t-1} + (1 - f_t) * (W x_t), and a highway gate to x_t. sru 2.6.
+
+    Lei et al. 2018, arXiv 1709.02755. Three products. Takes and gives (T, B, features).
+    """
+    from sru import SRU
+
+    layer = SRU(features, features, num_layers=1)
+    return Layer(lambda x, layer: layer(x.transpose(0, 1))[0].transpose(0, 1), layer)
+
+
+def min_gru(features):
+    """h_t = (1 - z_t) * h_{t-1} + z_t * g(W x_t), as a sum in log space. minGRU-pytorch 0.2.
+
+    Feng et al. 2024, arXiv 2410.01201. Two products; PyTorch's own operators, on any device.
+    """
+    from minGRU_pytorch import minGRU
+
+    return minGRU(features)
+
+
+PACKAGES = {  # the module to look for, and a layer of it; none has been run by us on a GPU
+    "accelerated-scan": ("accelerated_scan", accelerated_scan),
+    "fla-core": ("fla", hgrn),
+    "mamba-ssm": ("mamba_ssm", mamba),
+    "flashrnn": ("flashrnn", flashrnn),
+    "haste-pytorch": ("haste_pytorch", haste),
+    "sru": ("sru", sru),
+    "minGRU-pytorch": ("minGRU_pytorch", min_gru),
+}
+
+
+def installed():
+    """The layers of other packages, as far as these are installed."""
     return {
-        name: Candidate(
-            bind_layers(make, training),
-            keeps=KEEPS.get(name, KEEPS_OF_EXTRAS),
-            peer=name not in (LAYER, LINEAR),
-            same=name in SAME and not training,
-            most_steps=COMPILED_STEPS if name == COMPILED else None,
-        )
-        for name, make in made.items()
+        name: make
+        for name, (module, make) in PACKAGES.items()
+        if importlib.util.find_spec(module) is not None
     }
-
-
-def bind_layers(make, training):
-    def bind(inputs):
-        module = make()
-        if not training:
-            return torch.no_grad()(lambda: output_of(module(inputs.x)))
-        x = inputs.x.detach().requires_grad_()
-        return TrainingStep(lambda x: output_of(module(x)), x, module.parameters(), inputs.grad)
-
-    return bind
-
-
-def copy_candidate():
-    """Reads x and writes as much; memory for it is taken, as every candidate has to."""
-    return Candidate(lambda inputs: inputs.x.clone, peer=False)
-
-
-def scan_candidates(backward, device):
-    """The recurrence alone, beside a copy of its input and relu of it."""
-    functions = {SCAN: lambda a, u: indrnn_scan(a, u)[0], LOOP: loop}
-    if device.type == "cuda":
-        functions[SERIAL] = SerialScan.apply
-    made = {
-        name: Candidate(
-            (bind_backward if backward else bind_forward)(function),
-            keeps=KEEPS.get(name, 1),
-            peer=name != SCAN,
-            same=name != SCAN and not backward,
-        )
-        for name, function in functions.items()
-    }
-    relu = Candidate(lambda inputs: lambda: torch.relu(inputs.x), peer=False)
-    return made | {COPY: copy_candidate(), RELU: relu}
-
-
-def bind_forward(function):
-    return lambda inputs: torch.no_grad()(lambda: function(inputs.x, inputs.u))
-
-
-def bind_backward(function):
-    def bind(inputs):
-        leaves = [part.detach().requires_grad_() for part in (inputs.x, inputs.u)]
-        h = function(*leaves)
-        return lambda: torch.autograd.grad(h, leaves, inputs.grad, retain_graph=True)
-
-    return bind

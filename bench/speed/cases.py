@@ -1,13 +1,17 @@
-"""What is measured: sizes, dtypes, and how cost grows."""
+"""What is measured: shapes, dtypes, and the tensors that every candidate of a case is called with.
 
-from dataclasses import dataclass
+B sequences in a batch, T time steps, N features and as many channels.
+"""
+
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-# (B, T, N)
-PUBLISHED = [(32, 256, 128), (32, 512, 128), (32, 1024, 128)]
-SIZES = [
-    *PUBLISHED,
+SIZES = [  # (B, T, N)
+    (32, 256, 128),
+    (32, 512, 128),
+    (32, 1024, 128),
     (32, 1024, 512),
     (16, 784, 512),
     (8, 4096, 1024),
@@ -16,75 +20,57 @@ SIZES = [
     (1, 1048576, 256),
     (1024, 20, 512),
 ]
-SCAN_SIZES = [(32, 1000, 128)]  # of the recurrence alone
-QUICK_SIZES = [(8, 128, 64), (64, 20, 128)]
+# With those of (32, T, 128) above: the layers' time against T, in the first dtype that is measured.
+MORE_STEPS = [(32, T, 128) for T in (64, 128, 2048, 4096, 8192)]
+CALL_SIZES, THREAD_SIZES = (1, 1, 256), (1, 65536, 256)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DEPTHS = (1, 6)
 
-FORWARD, TRAINING = "forward", "training step"
 SCAN_FORWARD, SCAN_BACKWARD = "scan forward", "scan backward"
+FORWARD, TRAINING = "forward", "training step"
+CALL, CALL_WITH_GRADIENTS, THREADS = "one call", "one call with gradients", "scan on threads"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One table: what is called with which input. layers: 0 for the recurrence alone."""
+class Case(NamedTuple):
+    """One comparison: every candidate for `what`, on the same input."""
 
     sizes: tuple[int, int, int]
     dtype: str
     what: str
-    layers: int
 
-    def title(self):
-        stack = {0: "", 1: "1 layer, "}.get(self.layers, f"{self.layers} layers, ")
-        return f"{', '.join(map(str, self.sizes))}; {self.dtype}; {stack}{self.what}"
+    def __str__(self):
+        return f"({', '.join(map(str, self.sizes))}), {self.dtype}, {self.what}"
 
 
-def cases_of(sizes, dtype, depths=DEPTHS):
-    """The recurrence, then layers; a forward before the training step."""
-    scans = [Case(sizes, dtype, what, 0) for what in (SCAN_FORWARD, SCAN_BACKWARD)]
-    return scans + [
-        Case(sizes, dtype, what, layers) for layers in depths for what in (FORWARD, TRAINING)
+class Inputs(NamedTuple):
+    """x, the input of a layer or of the recurrence alone (B, T, N); the gradient that arrives at
+    the output (B, T, N); u (N,)."""
+
+    x: Tensor
+    grad: Tensor
+    u: Tensor
+
+    @classmethod
+    def draw(cls, sizes, dtype, device):
+        """Normal x and gradient, u from U(0, 1), always the same."""
+        generator = torch.Generator(device).manual_seed(0)
+        options = {"dtype": dtype, "device": device, "generator": generator}
+        x, grad = (torch.randn(*sizes, **options) for _ in range(2))
+        return cls(x, grad, torch.rand(sizes[-1], **options))
+
+    def head(self, steps):
+        """The first time steps alone."""
+        x, grad = (part[:, :steps].contiguous() for part in (self.x, self.grad))
+        return Inputs(x, grad, self.u)
+
+
+def cases(sizes, dtypes):
+    """Lists of cases that share their input: of `sizes`, or of all that are measured if None."""
+    plan = [
+        [Case(each, dtype, what) for what in (SCAN_FORWARD, SCAN_BACKWARD, FORWARD, TRAINING)]
+        for each in sizes or SIZES
+        for dtype in dtypes
     ]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One of B, T, N takes several values; the other two stay."""
-
-    variable: str
-    base: tuple[int, int, int]
-    values: tuple[int, ...]
-    dtype: str
-
-    def sizes(self):
-        index = "BTN".index(self.variable)
-        return [(*self.base[:index], value, *self.base[index + 1 :]) for value in self.values]
-
-
-def doubling(first, last):
-    values = [first]
-    while values[-1] < last:
-        values.append(2 * values[-1])
-    return tuple(values)
-
-
-def sweeps(kind, quick=False):
-    """Large enough that most points are bound by work, not by the cost of a call."""
-    if quick:
-        plan = [("T", (4, 0, 32), 16, 64), ("B", (0, 32, 32), 2, 8), ("N", (4, 32, 0), 16, 64)]
-    elif kind == "cuda":
-        plan = [
-            ("T", (32, 0, 512), 64, 65536),
-            ("B", (0, 1024, 512), 8, 1024),
-            ("N", (32, 1024, 0), 128, 8192),
-        ]
-    else:
-        plan = [
-            ("T", (32, 0, 128), 64, 8192),
-            ("B", (0, 512, 256), 1, 128),
-            ("N", (16, 256, 0), 64, 2048),
-        ]
-    dtype = "bfloat16" if kind == "cuda" else "float32"
-    return [
-        Sweep(variable, base, doubling(first, last), dtype) for variable, base, first, last in plan
-    ]
+    if sizes is None:
+        for each in MORE_STEPS:
+            plan.append([Case(each, dtypes[0], what) for what in (FORWARD, TRAINING)])
+    return plan

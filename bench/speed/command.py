@@ -1,33 +1,26 @@
-"""Measure IndRNN layers and the bare recurrence against what a user would pick instead.
+"""Measure IndRNN layers and the recurrence alone beside what a user would pick instead.
 
-Beside us: nn.Linear, a copy of the same bytes, PyTorch's recurrent networks, a loop over time, that
-loop under torch.compile, on a GPU the published kernel's design, and what is installed of other
-packages. Everything of ours is checked against the reference in float64 before it is timed. A
-candidate that would take too long or too much memory is skipped, with a word. The JSON is written
-after each size.
+Beside us: nn.Linear, PyTorch's recurrent networks, a loop over time, a copy and a relu of the same
+tensors, on a GPU the published kernel's design, and what is installed of other packages. What is
+ours is checked against the reference in float64 before it is timed. What raises is a row with its
+message, and the run goes on. The JSON is written after each case.
 """
 
 import argparse
-import copy
-import gc
+import json
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import torch
 
 from bench import arguments
-from bench.environment import describe, write_json
-from bench.speed import claims, growth, host, report, text
-from bench.speed.budget import BUDGETS, Skipped
-from bench.speed.cases import DTYPES, QUICK_SIZES, SCAN_SIZES, SIZES, cases_of, sweeps
-from bench.speed.checks import Wrong
-from bench.speed.tables import Bench
-from bench.speed.timing import Times
+from bench.environment import describe, write_atomically
+from bench.speed import cases, report
+from bench.speed.candidates import OURS
+from bench.speed.measure import LEAST_ROUNDS, Clock, Limits, measure, measure_calls, measure_threads
 
-RESULTS = Path(__file__).parent.parent / "results"
-PARTS = "cases", "calls", "threads", "growth"
-QUICK_ROUNDS, SWEEP_ROUNDS = 3, 9
+SECONDS = {"cpu": 1.5, "cuda": 0.3}  # of a case, for all of its rounds
 
 
 def add_arguments(parser):
@@ -37,193 +30,83 @@ def add_arguments(parser):
         "--device", type=arguments.device, help="default: cuda if there is one, else cpu"
     )
     parser.add_argument(
-        "--rounds", type=arguments.integer(1), default=30, help="samples at most (default: 30)"
+        "--rounds",
+        type=arguments.integer(LEAST_ROUNDS),
+        default=20,
+        help=f"samples at most, {LEAST_ROUNDS} at least (default: 20)",
     )
     parser.add_argument(
-        "--sizes", type=arguments.sizes, nargs="+", metavar="BxTxN", help="these sizes instead"
+        "--sizes", type=arguments.sizes, nargs="+", metavar="BxTxN", help="these shapes alone"
     )
     parser.add_argument(
-        "--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both"
-    )
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, help="default: all; with --sizes, cases"
+        "--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES), help="both"
     )
     parser.add_argument(
         "--limit",
         type=arguments.positive,
+        default=1.5,
         metavar="SECONDS",
-        help="skip other people's layers that would take longer for a forward, or a quarter of it "
-        "in stacks and training steps (default: 6 on a CPU, 2 on a GPU)",
+        help="skip a layer of others that takes longer for a call (default: 1.5)",
     )
-    parser.add_argument(
-        "--precision",
-        choices=("highest", "high"),
-        default="highest",
-        help="of products in float32: 'high' allows TF32 (default: highest)",
-    )
-    parser.add_argument("--quick", action="store_true", help="a few small sizes, 3 rounds: a try")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="JSON to write (default: bench/results/speed-DEVICE.json; none with --sizes, --quick)",
-    )
-    parser.add_argument("--draw", action="store_true", help="then draw the plots of that JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; default: runs/speed-...")
 
 
 def run(args):
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out = args.out
-    if out is None and not (args.sizes or args.quick):
-        out = RESULTS / f"speed-{device.type}.json"
-    if out and not out.parent.is_dir():
+    if out is None:
+        out = Path("runs") / f"speed-{device.type}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        out.parent.mkdir(exist_ok=True)
+    if not out.parent.is_dir():
         raise arguments.UserError(f"there is no folder {out.parent} for {out.name}")
-    if args.draw and not out:
-        raise arguments.UserError("--draw needs a JSON to draw: give --out FILE")
-    bench = Bench(device, QUICK_ROUNDS if args.quick else args.rounds, limits(device, args.limit))
-    content = begin(bench, args)
-    introduce(content)
-    try:
-        for part in args.parts or (("cases",) if args.sizes else PARTS):
-            for _ in STEPS[part](bench, args, content):
-                save(out, content, device)
-        content["complete"] = True
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-    except Wrong as wrong:
-        print(wrong, file=sys.stderr)
-        return 1
-    save(out, content, device)
-    missed = conclude(content)
-    if out:
-        print(f"written: {out}")
-    if args.draw:
-        report.draw(out)
-    return 130 if not content["complete"] else 1 if missed else 0
-
-
-def limits(device, call):
-    """The budget of a kind of device, with another limit for a call if it is given."""
-    budget = BUDGETS.get(device.type, BUDGETS["cuda"])
-    return replace(budget, call=call) if call else budget
-
-
-def begin(bench, args):
-    """The head of the JSON. Sets how products in float32 are computed, the same for everybody."""
-    torch.set_float32_matmul_precision(args.precision)
-    torch.backends.cudnn.allow_tf32 = args.precision == "high"
-    return {
+    torch.backends.cudnn.allow_tf32 = False  # products in float32 are that for everybody
+    limits = Limits(args.rounds, SECONDS.get(device.type, SECONDS["cuda"]), args.limit)
+    content = {
         "benchmark": "speed",
         "format": report.FORMAT,
         "complete": False,
-        "rounds": bench.rounds,
-        "seconds_a_call": bench.limits.call,
-        "float32_products": args.precision,
-        "environment": describe(bench.device),
-        "copy_bytes_per_second": copy_bandwidth(bench.clock),
-        "absent": {dtype: bench.absent(dtype) for dtype in args.dtypes},
-        "records": [],
-        "growth": [],
-        "claims": [],
+        "limit": args.limit,
+        "environment": describe(device),
+        "rows": [],
     }
+    introduce(content["environment"])
+    try:
+        for rows in everything(args, device, limits):
+            content["rows"] += rows
+            write(out, content)
+            print("\n".join(report.lines(rows)))
+        content["complete"] = True
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+    write(out, content)
+    print(f"\nwritten: {out}")
+    failed = [r for r in content["rows"] if "wrong" in r or (r["name"] in OURS and "error" in r)]
+    for row in failed:
+        print(f"{row['dtype']}, {row['what']}: {row['name']}: {report.word(row)}", file=sys.stderr)
+    return 130 if not content["complete"] else 1 if failed else 0
 
 
-def copy_bandwidth(clock):
-    """Bytes read and written a second, by copies far larger than any cache."""
-    source = torch.zeros(
-        1 << (30 if clock.device.type == "cuda" else 28), device=clock.device, dtype=torch.uint8
-    )
-    target = torch.empty_like(source)
-    seconds = [clock(lambda: target.copy_(source)) for _ in range(7)]
-    return float(f"{2 * source.numel() / Times.of(seconds[2:]).median:.4g}")
-
-
-def introduce(content):
-    environment, copied = content["environment"], content["copy_bytes_per_second"] / 1e9
-    print(f"{environment['device_name']}; torch {environment['versions']['torch']}; ", end="")
-    print(f"float32 products: {content['float32_products']}; copies at {copied:.3g} GB/s")
+def introduce(environment):
+    print(f"{environment['device_name']}; torch {environment['versions']['torch']}")
     if (environment["load_average"] or 0) > 0.5 and environment["device"] == "cpu":
         print(f"load average {environment['load_average']:.1f}: figures of a busy machine are void")
-    for dtype, absent in content["absent"].items():
-        for name, word in absent.items():
-            print(f"{dtype}: no {name}: {word}")
-    print(
-        f"medians of up to {content['rounds']} rounds [quartiles]; ratios are taken within rounds"
-    )
+    print("median of the rounds [quartiles]; times as long as the first, within each round")
 
 
-def save(out, content, device):
-    content["claims"] = claims.judge(device.type, content["records"])
-    if out:
-        write_json(out, content)
+def everything(args, device, limits):
+    """Yields the rows of each case."""
+    clock = Clock(device)
+    for group in cases.cases(args.sizes, args.dtypes):
+        yield from measure(group, device, clock, limits)
+    if not args.sizes:
+        yield from measure_calls(device, limits.rounds)
+        if device.type == "cpu":
+            yield from measure_threads(limits.rounds)
 
 
-def measure_cases(bench, args, content):
-    sizes = args.sizes or (QUICK_SIZES if args.quick else [*SCAN_SIZES, *SIZES])
-    for each in sizes:
-        depths = {"depths": ()} if each in SCAN_SIZES and not args.sizes else {}
-        for dtype in args.dtypes:
-            cases = cases_of(each, dtype, **depths)
-            try:
-                inputs = bench.draw(each, dtype)
-            except Skipped as reason:
-                print(f"\n{cases[0].title()}, and what follows: skipped, {reason}")
-                continue
-            for case in cases:
-                content["records"].append(bench.measure(case, inputs))
-                print(text.table(content["records"][-1]))
-            del inputs
-            gc.collect()
-            if bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-        yield
-
-
-def measure_growth(bench, args, content):
-    bench = copy.copy(bench)
-    bench.rounds = min(SWEEP_ROUNDS, bench.rounds)
-    for sweep in sweeps(bench.device.type, args.quick):
-        if sweep.dtype in args.dtypes:
-            content["growth"].append(growth.measure(bench, sweep))
-            print(text.growth_table(content["growth"][-1]))
-            yield
-
-
-def measure_calls(bench, args, content):
-    content["records"].append(host.call_cost(bench.device, bench.clock, bench.rounds))
-    print(text.table(content["records"][-1]))
-    yield
-
-
-def measure_threads(bench, args, content):
-    if bench.device.type != "cpu":
-        return
-    sizes = (1, 4096, 32) if args.quick else host.THREAD_SIZES
-    record = host.thread_scaling(bench.clock, bench.rounds, sizes)
-    if record is None:
-        print("\nthread scaling: skipped, there is one core")
-        return
-    content["records"].append(record)
-    print(text.table(record))
-    yield
-
-
-STEPS = dict(
-    zip(PARTS, (measure_cases, measure_calls, measure_threads, measure_growth), strict=True)
-)
-
-
-def conclude(content):
-    """Prints the verdicts; how many bounds were missed."""
-    verdicts = content["claims"]
-    if verdicts:
-        print()
-    for verdict in verdicts:
-        print(text.verdict_line(verdict))
-    held, missed, absent = (
-        sum(verdict["holds"] is outcome for verdict in verdicts) for outcome in (True, False, None)
-    )
-    if verdicts:
-        word = f", {absent} not measured" if absent else ""
-        print(f"\n{held} of {len(verdicts)} bounds hold, {missed} missed{word}")
-    return missed
+def write(path, content):
+    """One line for each row."""
+    rows = ",\n".join(f"  {json.dumps(row, allow_nan=False)}" for row in content["rows"])
+    head = json.dumps(content | {"rows": []}, indent=1, allow_nan=False)
+    text = head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
