@@ -194,10 +194,10 @@ def wrong_scan(what):
 )
 def test_a_wrong_recurrence_is_found(wrong, said, steps, monkeypatch):
     inputs = Inputs.draw((2, steps, 8), torch.float32, "cpu")
-    checks.check_scan(inputs)
+    checks.check_scan(inputs, training=True)
     monkeypatch.setattr(checks, "indrnn_scan", wrong_scan(wrong))
     with pytest.raises(checks.Wrong, match=rf"{said} is off by .*, allowed .*: not timed"):
-        checks.check_scan(inputs)
+        checks.check_scan(inputs, training=True)
 
 
 class WrongLayer(IndRNN):
@@ -214,15 +214,24 @@ class WrongLayer(IndRNN):
         return h + (extra - extra.detach()), h_n
 
 
-@pytest.mark.parametrize("wrong", ["h", "x", "weight_ih_l0", "bias_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("h", "h"),
+        ("x", "gradient of x"),
+        ("weight_ih_l0", "gradient of W"),
+        ("bias_ih_l0", "gradient of b"),
+        ("weight_hh_l0", "gradient of u"),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_wrong_layer_is_found(wrong, dtype):
+def test_a_wrong_layer_is_found(wrong, said, dtype):
     torch.manual_seed(0)
     inputs = Inputs.draw((2, 190, 8), dtype, "cpu")
     rnn = WrongLayer(8, 8, batch_first=True, dtype=dtype)
     checks.check_layer(IndRNN(8, 8, batch_first=True, dtype=dtype), inputs, training=True)
     rnn.wrong = wrong
-    with pytest.raises(checks.Wrong, match="is off by"):
+    with pytest.raises(checks.Wrong, match=f"^{said} is off by"):
         checks.check_layer(rnn, inputs, training=True)
 
 
@@ -236,10 +245,13 @@ def measured(what, clock=None, sizes=(3, 70, 8), call=1000):
 
 def test_what_is_ours_and_wrong_is_not_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "indrnn_scan", wrong_scan("h"))
-    rows = measured(SCAN_FORWARD)
-    assert rows[SCAN]["wrong"].startswith("h is off by ")
-    assert "ms" not in rows[SCAN]
-    assert rows[COPY]["ms"]
+    monkeypatch.setattr(WrongLayer, "wrong", "h")
+    monkeypatch.setitem(LAYERS, LAYER, lambda N: WrongLayer(N, N, batch_first=True))
+    for what, ours, other in ((SCAN_FORWARD, SCAN, COPY), (FORWARD, LAYER, LINEAR)):
+        rows = measured(what)
+        assert rows[ours]["wrong"].startswith("h is off by ")
+        assert "ms" not in rows[ours]
+        assert rows[other]["ms"]
     words = ["--sizes", "2x5x3", "--dtypes", "float32", "--out", tmp_path / "a.json"]
     assert run("speed", *TINY, *words)[0] == 1
 

@@ -62,20 +62,23 @@ def check_states(a, u, h):
     check("h", h, expected.view(h.shape))
 
 
-def check_scan(inputs):
-    """`indrnn_scan` and its gradients, for the mask h > 0 of its own output."""
-    a, u = (part.detach().requires_grad_() for part in (inputs.x, inputs.u))
-    h, _ = indrnn_scan(a, u)
-    grad_a, grad_u = torch.autograd.grad(h, (a, u), inputs.grad)
+def check_scan(inputs, training):
+    """`indrnn_scan`; if `training`, also its gradients."""
+    a, u = (part.detach().requires_grad_(training) for part in (inputs.x, inputs.u))
+    with torch.set_grad_enabled(training):
+        h, _ = indrnn_scan(a, u)
     channels = sample(h)
-    a, h, grad, grad_a = (x.detach()[..., channels] for x in (a, h, inputs.grad, grad_a))
-    u, grad_u = u.detach()[channels], grad_u[channels]
-    check_states(a, u, h)
-    arriving = grad.double() + u.double() * after(grad_a).double()
-    check("gradient of a", grad_a, torch.where(h > 0, arriving, 0))
-    terms = grad_a.double() * before(h).double()
+    some, some_u = h.detach()[..., channels], u.detach()[channels]
+    check_states(a.detach()[..., channels], some_u, some)
+    if not training:
+        return
+    grad_a, grad_u = torch.autograd.grad(h, (a, u), inputs.grad)
+    grad, grad_a = (x[..., channels].double() for x in (inputs.grad, grad_a))
+    expected = torch.where(some > 0, grad + some_u.double() * after(grad_a), 0)
+    check("gradient of a", grad_a.to(h.dtype), expected)
+    terms = grad_a * before(some).double()
     size, count = torch.linalg.vector_norm, math.prod(h.shape[:2])
-    check("gradient of u", grad_u, terms.sum((0, 1)), size, count)
+    check("gradient of u", grad_u[channels], terms.sum((0, 1)), size, count)
 
 
 def gradient_of_a(h, u, grad):

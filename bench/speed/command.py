@@ -20,7 +20,7 @@ from bench.speed import cases, report
 from bench.speed.candidates import OURS
 from bench.speed.measure import LEAST_ROUNDS, Clock, Limits, measure, measure_calls, measure_threads
 
-SECONDS = {"cpu": 1.5, "cuda": 0.3}  # of a case, for all of its rounds
+SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of a case, for all of its rounds
 
 
 def add_arguments(parser):

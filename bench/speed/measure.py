@@ -20,6 +20,7 @@ from bench.speed.cases import (
     CALL,
     CALL_SIZES,
     CALL_WITH_GRADIENTS,
+    SCAN_BACKWARD,
     THREAD_SIZES,
     THREADS,
     TRAINING,
@@ -199,7 +200,7 @@ def admit(case, name, bind, inputs, clock, limit):
     torch.manual_seed(0)
     function = bind(inputs)
     if name == SCAN:
-        check_scan(inputs)
+        check_scan(inputs, case.what == SCAN_BACKWARD)
     if name == LAYER:
         check_layer(function.module, inputs, case.what == TRAINING)
     return function
@@ -253,7 +254,7 @@ def measure_threads(rounds, sizes=THREAD_SIZES):
     try:
         for count in counts:
             torch.set_num_threads(count)
-            check_scan(inputs)
+            check_scan(inputs, training=False)
     except Wrong as wrong:
         yield rows_of(case, {SCAN: wrong})
         return
