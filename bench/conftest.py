@@ -3,16 +3,6 @@
 import warnings
 
 import pytest
-import torch
-
-
-def pytest_addoption(parser):
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    group = parser.getgroup("benchmarks of fastindrnn")
-    group.addoption("--device", default=default, help="default: cuda if there is one, else cpu")
-    group.addoption(
-        "--all-sizes", action="store_true", help="also those that take a CPU more than a second"
-    )
 
 
 @pytest.hookimpl(tryfirst=True)
