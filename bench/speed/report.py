@@ -186,15 +186,19 @@ def layer_table(found, dtype, what):
     table = [["B, T, N", LAYER, *others], ["---", "---:", *["---:"] * len(others)]]
     for sizes, rows in shown.items():
         own = rows[LAYER].get("ms")
-        cells = [number(statistics.median(own)) if own else "-"]
+        cells = [number(statistics.median(own)) if own else no_figure(rows[LAYER])]
         for name in others:
             if ratio := ratios(rows, name, LAYER):
                 cells.append(number(statistics.median(ratio)))
             else:
-                cells.append("error" if "error" in rows.get(name, {}) else "-")
+                cells.append(no_figure(rows.get(name, {})))
         table.append([", ".join(map(str, sizes)), *cells])
     title = f"{what.capitalize()}, {dtype}:"
     return [title, "\n".join(f"| {' | '.join(row)} |" for row in table)]
+
+
+def no_figure(row):
+    return "error" if "error" in row or "wrong" in row else "-"
 
 
 def remarks(content, found):
@@ -218,7 +222,11 @@ def remarks(content, found):
                 times += [f"{span(medians)} times {what_of}`{name}`"] if medians else []
             if times:
                 yield f"{what.capitalize()}, {dtype}: `{SCAN}` takes {', '.join(times)}."
-    held = [times for dtype in DTYPES for times in memory_ratios(found, dtype)]
+    held = [
+        rows[LSTM]["bytes"] / rows[LAYER]["bytes"]
+        for rows in found.values()
+        if all("bytes" in rows.get(name, {}) for name in (LAYER, LSTM))
+    ]
     if held:
         yield f"A training step of `{LSTM}` holds {span(held)} times as much as one of `{LAYER}`."
     for case, rows in found.items():
@@ -228,22 +236,19 @@ def remarks(content, found):
                 for name, row in rows.items()
                 if "ms" in row
             ]
-            yield f"{case.what.capitalize()} at {case.sizes}: {', '.join(times)}."
+            if times:
+                yield f"{case.what.capitalize()} at {case.sizes}: {', '.join(times)}."
         if case.what == cases.THREADS:
+            ones = {name: ratios(rows, "1 thread", name) for name in rows if name != "1 thread"}
             times = [
-                f"{number(statistics.median(ratios(rows, '1 thread', name)))} on {name}"
-                for name in rows
-                if name != "1 thread" and "ms" in rows[name]
+                f"{number(statistics.median(ratio))} times as fast on {name}"
+                for name, ratio in ones.items()
+                if ratio
             ]
-            yield f"`{SCAN}` at {case.sizes}, times as fast as on 1 thread: {', '.join(times)}."
+            if times:
+                yield f"`{SCAN}` at {case.sizes}, compared with 1 thread: {', '.join(times)}."
     if not content["complete"]:
         yield "The run was stopped before its end."
-
-
-def memory_ratios(found, dtype):
-    for rows in select(found, dtype, TRAINING).values():
-        if all("bytes" in rows.get(name, {}) for name in (LAYER, LSTM)):
-            yield rows[LSTM]["bytes"] / rows[LAYER]["bytes"]
 
 
 # Plots: for each, what one sees, None if there are no figures for it; and how it is drawn.
