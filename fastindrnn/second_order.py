@@ -28,7 +28,7 @@ def halves(*tensors: torch.Tensor | None) -> list[Any]:
     def split(x):
         if x is None:
             return None, None
-        # Not chunk, whose sizes PyTorch 2.7 cannot follow where they are symbols, nor unflatten,
+        # Not chunk, whose sizes PyTorch cannot always follow where they are symbols, nor unflatten,
         # for which the vmap of torch.autograd has no rule.
         return x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2).unbind(-2)
 
