@@ -57,7 +57,7 @@ def main(argv=None):
         series = torch.tensor([float(line) for line in args.data.read_text().split()])
     season, known, future = args.season, series[: -args.horizon], series[-args.horizon :]
     changes = known[season:] - known[:-season]
-    mean, scale = changes.mean(), changes.std()
+    mean, scale = changes.mean(), changes.std().clamp(min=1e-6)  # a series may just repeat
     x = ((changes - mean) / scale)[:, None]
 
     model = Forecaster(len(series))

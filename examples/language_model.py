@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from fastindrnn import IndRNN, constrain_after_step, parameter_groups, recurrent_max_for
 
+READERS = 32
+
 
 class LanguageModel(nn.Module):
     """Symbols (B, T) to logits (B, T, symbols), and the state to go on from."""
@@ -78,6 +80,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("--seconds", type=float, default=90.0, help="of training")
+    parser.add_argument("--steps", type=int, help="of training, instead of seconds")
     parser.add_argument("--model", choices=["indrnn", "lstm"], default="indrnn")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
@@ -91,10 +94,8 @@ def main(argv=None):
     number = {character: i for i, character in enumerate(alphabet)}
     text = torch.tensor([number[character] for character in characters])
     held_out = text[-len(text) // 20 :]
-    readers = text[: -len(held_out)].unfold(
-        0, len(text) * 19 // 20 // 32, len(text) * 19 // 20 // 32
-    )
-    readers = readers[:32]
+    readers = text[: -len(held_out)]
+    readers = readers[: len(readers) // READERS * READERS].view(READERS, -1)
 
     model = LanguageModel(args.model, len(alphabet), args.size, args.layers)
     if args.model == "indrnn":
@@ -104,7 +105,7 @@ def main(argv=None):
         optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
     state, start, steps, T = None, 0, 0, 100
     began = time.monotonic()
-    while time.monotonic() - began < args.seconds:
+    while steps < args.steps if args.steps else time.monotonic() - began < args.seconds:
         chunk = readers[:, start : start + T + 1]
         logits, state = model(chunk[:, :-1], state)
         state = detached(state)
