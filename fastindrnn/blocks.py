@@ -215,8 +215,9 @@ class DenseIndRNN(Stack):
             raise ValueError(f"blocks must be a sequence of layers per block, but is {blocks!r}")
         check_sizes(**{f"blocks[{i}]": layers for i, layers in enumerate(blocks)})
         sizes = {"first_features": first_features, "last_features": last_features}
-        # Both are None or a size, or 0: check_sizes takes sizes from 1 on.
-        check_sizes(**{name: size for name, size in sizes.items() if size not in (None, 0)})
+        for name, size in sizes.items():  # None, 0, or what check_sizes takes: 1 or more
+            if isinstance(size, bool) or size not in (None, 0):
+                check_sizes(**{name: size})
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)

@@ -58,19 +58,27 @@ def _register() -> None:
 
 
 class _OnImport(MetaPathFinder):
-    """Registers the formulas when PyTorch's counter is imported for the first time."""
+    """Registers the formulas when PyTorch's counter is imported for the first time. Who only looks
+    for it, and does not import it, changes nothing."""
+
+    is_looking = False
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != _COUNTER:
+        if fullname != _COUNTER or self.is_looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.is_looking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.is_looking = False
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_register(module: Any) -> None:
                 load(module)
                 _register()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

@@ -116,8 +116,8 @@ def indrnn(
 ) -> tuple[Tensor, Tensor]:
     """One layer: h_t = f(W x_t + b + u * h_{t-1}).
 
-    Memory: for the backward x and h are kept (with `lengths` a copy of x whose padding is 0), and
-    nothing else of their size; not the projection W x_t + b.
+    Memory: for the backward h is kept, and x where the weight is trained (with `lengths` a copy of
+    x whose padding is 0), and nothing else of their size; not the projection W x_t + b.
 
     Args:
         x: input (B, T, K), or (total, K) with `cu_seqlens`; any strides.
@@ -126,10 +126,10 @@ def indrnn(
         strategy: how projection and recurrence share the work. "fused": one kernel, in which the
             recurrence takes the projection from registers; on a GPU alone, and not for float64 or
             tanh. "split": the projection by PyTorch's matrix product, then the recurrence in
-            place; on a GPU over slices of time that stay in its cache. "auto": by the shape,
-            whichever is faster. The backend "reference" takes no notice of it. Where `grad_clip`
-            bounds results, the projection is a tensor of its own until the recurrence has read it,
-            and "fused" an error.
+            place; on a GPU for so many sequences at a time as stay in its cache. "auto": by the
+            shape, whichever is faster. The backend "reference" takes no notice of it. Where
+            `grad_clip` bounds results, the projection is a tensor of its own until the recurrence
+            has read it, and "fused" an error.
         bidirectional: the first N/2 channels walk as `reverse` says, the others the opposite way.
         u, h0 and the other options: as in `indrnn_scan`; with "result", `grad_clip` bounds the
             gradients of W x_t + b, u and h0.

@@ -4,8 +4,9 @@
     fastindrnn::stack               layers, each on the output of the one before
     fastindrnn::projected_backward  in the gradient of a stack, that of one layer
 
-A layer saves x and h for the backward, never the pre-activation; a stack saves x and the h of each
-layer, and nothing else of that size. Its backward goes from the last layer down,
+A layer saves h for the backward, and x where its weight is trained, never the pre-activation; a
+stack saves the h of each layer, and nothing else of that size. Its
+backward goes from the last layer down,
 
     d_L = scan_backward(gradient of h_L)            dW_l = sum over b, t of d_l h_{l-1}, h_0 = x
     d_l = reverse recurrence of d_{l+1} W_{l+1}     dx = d_1 W_1

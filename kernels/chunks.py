@@ -21,6 +21,7 @@ from .clamped_affine import (
 from .walk import (
     extent,
     load_group,
+    load_resets,
     load_rows,
     multiple,
     program,
@@ -39,17 +40,15 @@ def _fold_rows(
 
     grows: where P and Q are S and R; None: nowhere.
     """
-    every = tl.full([], ROWS, tl.int64)  # a constant: the masks of whole groups compile to nothing
+    resets = load_resets(resets_walk, i, ROWS, ROWS)
     rows = load_group(p_walk, i, offs_n, edge, ROWS, STAGES)
     if h_walk is not None:
         h_rows = load_group(h_walk, i, offs_n, edge, ROWS, STAGES)
-    if resets_walk is not None:
-        resets = load_rows(resets_walk, i, 0, edge, every, ROWS)
     for r in tl.static_range(ROWS):
         p = rows[r].to(u.dtype)
         if h_walk is None:
             if resets_walk is not None:
-                P, Q, E0, E1 = constant(resets[r], 0.0, P, Q, E0, E1)
+                P, Q, E0, E1 = constant((resets >> r) & 1 != 0, 0.0, P, Q, E0, E1)
             P, Q, E0, E1 = append(p, u, P, Q, E0, E1, lo, hi, grows, inverse)
         else:
             if r == 0:
@@ -57,7 +56,7 @@ def _fold_rows(
             P, Q, E0, E1 = append(p, u, P, Q, E0, E1, lo, hi, grows, inverse)
             killed = stopped(h_rows[r].to(u.dtype), LO, HI)
             if resets_walk is not None:
-                killed |= resets[r]
+                killed |= (resets >> r) & 1 != 0
             P, Q, E0, E1 = constant(killed, 0.0, P, Q, E0, E1)
     return P, Q, E0, E1
 

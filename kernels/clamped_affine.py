@@ -14,6 +14,9 @@ with F(s) = clamp((s - S) / R, L, H): S converges, R = 1/Q fades to 0, and a sta
 the threshold S ends at one bound or the other. R is kept 2**64 times as large, so that it does not
 fade while (s - S) / R is still finite.
 
+A start within rounding of S may end at the other bound than it would step by step: there the number
+of chunks can decide.
+
 Infinities: a run gives what its steps would give one by one. An infinite state stays infinite by
 Q*inf, and so Q does not fade to 0 unless u is 0, of which the steps make NaN. The upper end of a
 domain without an upper bound is infinity itself.

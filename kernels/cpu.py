@@ -93,7 +93,7 @@ def scan_backward(
         message = h.new_zeros((_batch(h, cu_seqlens), h.shape[-1]), dtype=dtype)
     else:
         message = grad_h_n.to(dtype, copy=True)
-    states = _to(u, dtype), None, None if h0 is None else _to(h0, h.dtype), message
+    states = _to(u, dtype), None, None if h0 is None else _to(h0, dtype), message
     rows = grad_a, h, _to(grad_h, h.dtype)
     walk = nonlinearity, reverse, False, chunks, grad_clip
     sums = run(backward, rows, states, sequences, *walk)

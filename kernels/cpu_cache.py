@@ -88,7 +88,8 @@ class _File:
 def _sources():
     """Of the text of the compiled loops and all that they call."""
     digest = _DIGEST()
-    for path in sorted(Path(__file__).parent.glob("cpu_*.py")):
+    folder = Path(__file__).parent
+    for path in sorted((*folder.glob("cpu_*.py"), folder / "team.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -80,7 +80,7 @@ def run(
     chunks, moves = 1 if tanh else chunks, g is None and a.data_ptr() != h.data_ptr()
     width, blocks, chunks = _plan(B * directions, T, turn, threads, chunks, moves)
     blocks *= directions
-    maps = h_n.new_empty((B, chunks - 1, 4, N)) if chunks > 1 else None
+    maps = h_n.new_empty((B, chunks - 1, 5, N)) if chunks > 1 else None
     sums = h_n.new_empty((2, B * chunks * repeats, channels)) if make is backward else None
     if B == 0 or N == 0:
         return sums

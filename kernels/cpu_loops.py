@@ -97,10 +97,10 @@ def forward(real, in_memory, folding):
         lo, hi = real(x.lo), real(x.hi)
         state, end = np.empty(x.width, real), np.empty(x.width, real)
         if folding:
-            maps = np.empty((6, x.width), real)
+            maps = np.empty((7, x.width), real)
         parts = max(x.chunks - 1, 1)
-        first, last = share(x.items * parts)
-        for task in range(first, last):
+        first, end_of_share = share(x.items * parts)
+        for task in range(first, end_of_share):
             b, n0, n, reverse = channels(x, task // parts)
             begin, length, rows = extent(x, b)
             # The part that folded a chunk then runs it, perhaps from cache.
@@ -108,7 +108,7 @@ def forward(real, in_memory, folding):
             if not folding and chunk == 0:
                 chunk = x.chunks - 1
             start, stop = steps(x, length, chunk)
-            last = not folding and chunk == x.chunks - 1
+            is_last = not folding and chunk == x.chunks - 1
             bias = row(x.bias, n0, n, zero)
             if chunk == 0:
                 if x.h0:
@@ -125,13 +125,16 @@ def forward(real, in_memory, folding):
                 bounded = lo > -np.inf
                 lowest = lo if bounded else zero
                 to_end = carry(x, b, n0, n, chunk, state, end, lowest, bounded, limits)
-                last = to_end == chunk
-                stop = length if last else start if to_end < chunk else stop
+                is_last = to_end == chunk
+                if is_last:
+                    stop = length
+                elif to_end < chunk:
+                    stop = start
             walk = begin, length, start, stop, reverse
             _walk_forward(x, b, n0, n, walk, state, bias, lo, hi, limits.tiny, like)
             if folding:
                 store_end(x, b, n0, n, state)
-            elif last:
+            elif is_last:
                 h_n = row(x.h_n, b * x.states_b + n0, n, zero)
                 for j in range(n):
                     h_n[j] = state[j]
@@ -146,6 +149,16 @@ def _zero_rows(address, stride_b, stride_t, b, n0, n, start, stop, like):
         padding = row(address, b * stride_b + t * stride_t + n0, n, like)
         for j in range(n):
             padding[j] = type(like)(0)
+
+
+@njit(inline="always")
+def _pass_on(n, d, message, sum_u, sum_b, u, previous, clip, tiny):
+    """Clips d, adds it to the sums, and makes of it what reaches the step before it."""
+    for j in range(n):
+        d[j] = flush(clamp(d[j], -clip, clip), tiny)
+        sum_u[j] += d[j] * read(previous[j])
+        sum_b[j] += d[j]
+        message[j] = u[j] * d[j]
 
 
 @njit(inline="always")
@@ -165,12 +178,8 @@ def _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, c
         g = row(x.g, b * x.g_b + t * x.g_t + n0, n, like)
         h = row(x.h, b * x.h_b + t * x.h_t + n0, n, like)
         reset = is_reset(x, b, t)
-        if reset or (i == 0 and not x.h0):
-            previous = zeros
-        elif i == 0:
-            previous = row(x.h0, b * x.states_b + n0, n, like)
-        else:
-            previous = row(x.h, b * x.h_b + before * x.h_t + n0, n, like)
+        at_start = reset or i == 0
+        previous = zeros if at_start else row(x.h, b * x.h_b + before * x.h_t + n0, n, like)
         if x.tanh:
             for j in range(n):
                 state = read(h[j])
@@ -181,11 +190,11 @@ def _walk_backward(x, b, n0, n, walk, d, message, sum_u, sum_b, zeros, lo, hi, c
                 outside = (state <= lo) | (state >= hi)
                 total = read(g[j]) + message[j]
                 d[j] = zero if outside else total
-        for j in range(n):
-            d[j] = flush(clamp(d[j], -clip, clip), tiny)
-            sum_u[j] += d[j] * read(previous[j])
-            sum_b[j] += d[j]
-            message[j] = u[j] * d[j]
+        if i == 0 and x.h0 and not reset:  # a state, which is wider than numbers of 16 bits
+            h0 = row(x.h0, b * x.states_b + n0, n, zero)
+            _pass_on(n, d, message, sum_u, sum_b, u, h0, clip, tiny)
+        else:
+            _pass_on(n, d, message, sum_u, sum_b, u, previous, clip, tiny)
         if reset:
             message[:n] = zero
         a = row(x.a, b * x.a_b + t * x.a_t + n0, n, like)
@@ -206,17 +215,17 @@ def backward(real, in_memory, folding):
         zeros = np.zeros(x.width, in_memory)
         end = np.empty(x.width, real)
         if folding:
-            maps = np.empty((6, x.width), real)
+            maps = np.empty((7, x.width), real)
         parts = max(x.chunks - 1, 1)
-        first, last = share(x.items * parts)
-        for task in range(first, last):
+        first, end_of_share = share(x.items * parts)
+        for task in range(first, end_of_share):
             b, n0, n, reverse = channels(x, task // parts)
             begin, length, rows = extent(x, b)
             chunk = task % parts
             if not folding and chunk == 0:
                 chunk = x.chunks - 1
             start, stop = steps(x, length, chunk)
-            last = not folding and chunk == x.chunks - 1
+            is_last = not folding and chunk == x.chunks - 1
             ends = row(x.h_n, b * x.states_b + n0, n, zero)
             if chunk == 0:
                 for j in range(n):
@@ -229,8 +238,11 @@ def backward(real, in_memory, folding):
                 bounded = clip < np.inf
                 lowest = -limits.most if bounded else zero
                 to_end = carry(x, b, n0, n, chunk, message, end, lowest, bounded, limits)
-                last = to_end == chunk
-                stop = length if last else start if to_end < chunk else stop
+                is_last = to_end == chunk
+                if is_last:
+                    stop = length
+                elif to_end < chunk:
+                    stop = start
             for j in range(n):
                 sum_u[j], sum_b[j] = zero, zero
             walk = begin, length, start, stop, reverse
@@ -244,7 +256,7 @@ def backward(real, in_memory, folding):
                 grad_u[j], grad_b[j] = sum_u[j], sum_b[j]
             if folding:
                 store_end(x, b, n0, n, message)
-            elif last:
+            elif is_last:
                 for j in range(n):
                     ends[j] = message[j]
                 _zero_rows(x.a, x.a_b, x.a_t, b, n0, n, length, rows, like)

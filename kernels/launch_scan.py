@@ -219,8 +219,12 @@ def _walk_arguments(streams, written, nonlinearity, reverse, lengths, cu_seqlens
         T = len(x) // max(B, 1)
     itemsize, vector = x.element_size(), _vector((*streams, written), cu_seqlens)
     planned = plan(device_of(x), B, T, N, itemsize, len(streams), vector * itemsize)
+    chunks, rows, stages, block_n = cut
+    if stages is None and (rows, block_n) != (None, None):
+        stages = 1  # a ring of the plan's stages might not take these rows
     chunks, rows, stages, block_n = (
-        pick if given is None else given for given, pick in zip(cut, planned, strict=True)
+        pick if given is None else given
+        for given, pick in zip((chunks, rows, stages, block_n), planned, strict=True)
     )
     lo, hi = BOUNDS[nonlinearity]
     stride_rb, stride_rt = (0, 0) if resets is None else _strides(resets, cu_seqlens)

@@ -363,8 +363,10 @@ def _fused_bwd_kernel(
             before = top + 1 - tl.arange(0, LANES) * (BLOCK_T // LANES)
             there = before < length
             before = length - 1 - before if REVERSE else before
-            parted = tl.load(resets_row + before * stride_rt, mask=there, other=0)[None, :]
-            resets = tl.load(resets_row + rows * stride_rt, mask=valid, other=0)
+            parted = tl.load(resets_row + before.to(tl.int64) * stride_rt, mask=there, other=0)[
+                None, :
+            ]
+            resets = tl.load(resets_row + rows.to(tl.int64) * stride_rt, mask=valid, other=0)
             resets = tl.where(resets[None, :], 1.0, tl.zeros_like(acc))
             cut = in_runs(resets, LANES, RUN, LEVELS)
         s = tl.broadcast_to(state[:, None], [BLOCK_N, LANES])
@@ -373,13 +375,12 @@ def _fused_bwd_kernel(
             if ticket_ptr is not None:  # noqa: SIM102
                 if k > 0:  # a tensor: no `and`
                     state = await_state(words - abreast * BLOCK_N, BLOCK_N, COPIES)
-            # Without a clip what grows so fast overflows step by step as well.
-            if LANES == 1 or lo is None:
+            if LANES == 1:
                 s, state = lanes_in_order(P, Q, E0, E1, state, lo is not None, True)
             elif grows:
                 s, state = lanes_one_by_one(g, h, cut, u, state, lo, hi, LO, HI)
             else:
-                s, state = lanes_in_order(P, Q, E0, E1, state, True, True)
+                s, state = lanes_in_order(P, Q, E0, E1, state, lo is not None, True)
             if ticket_ptr is not None:  # noqa: SIM102
                 if (LANES > 1) | ~grows:
                     publish(words, state)
@@ -413,7 +414,7 @@ def _fused_bwd_kernel(
     arrives = last & (length > 0)
     if resets_ptr is not None:
         row = first + (length - 1 if REVERSE else 0)
-        at_begin = resets_ptr + b * stride_rb + row * stride_rt
+        at_begin = resets_ptr + b * stride_rb + row.to(tl.int64) * stride_rt
         arrives &= tl.load(at_begin, mask=arrives, other=0) == 0
     grad_u += tl.where(arrives, state * h0, 0.0)
     if g_n_ptr is not None:

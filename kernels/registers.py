@@ -93,8 +93,9 @@ def falls_or_grows(u, R: tl.constexpr):
 def fold_steps(a, cut, u, falls, known, state, lo, hi, LEVELS: tl.constexpr):
     """R steps p = a[m] of every lane as one map; where cut[m], a step forgets what was before.
 
-    falls: whether a u of the program is negative. known: the lanes whose start is `state`, which
-    may lie outside of the bounds, as a given h0 may; or None.
+    falls: whether a u of the program is negative; where one grows, this is not said, and the map is
+    not to be used. known: the lanes whose start is `state`, which may lie outside of the bounds, as
+    a given h0 may; or None.
     """
     P, Q, E0, E1 = identity(u, lo, hi)
     if known is not None:

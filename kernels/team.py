@@ -75,6 +75,8 @@ def found():
     """Which threads the loops run on, in words."""
     if _team.parallel is None:
         return "one thread: torch's OpenMP was not found"
+    if _team.forked:
+        return "one thread: the process was forked"
     return "torch's OpenMP threads"
 
 

@@ -485,3 +485,34 @@ def test_a_state_on_the_threshold_of_a_growing_map():
             h = torch.empty_like(a)
             cpu.scan_forward(a, u, h0, h, nonlinearity=nonlinearity, chunks=chunks)
             assert (h == 1).all()
+
+
+def test_a_state_on_the_threshold_of_a_map_that_grows_less():
+    """16 = 1.375 * 16 - 6; of 120 steps P is -6.3e17, and P + Q * 16 is rounding alone."""
+    a, u, h0 = torch.full((1, 300, 8), -6.0), torch.full((8,), 1.375), torch.full((1, 8), 16.0)
+    for chunks in (1, 2, 3, 5):
+        h = torch.empty_like(a)
+        cpu.scan_forward(a, u, h0, h, chunks=chunks)
+        assert (h == 16).all(), chunks
+
+
+def test_a_state_on_a_threshold_whose_terms_cancel():
+    """p, then -u * p, leave a state of 0 or nearly so; it is compared with p, not with itself."""
+    u = torch.linspace(1.5, 2.5, 40)
+    a = torch.zeros(1, 400, 40)
+    p = torch.linspace(0.3, 0.4, 40)
+    a[0, 201], a[0, 202] = p, -u * p
+    whole, h = torch.empty_like(a), torch.empty_like(a)
+    cpu.scan_forward(a, u, None, whole, nonlinearity="hardtanh", chunks=1)
+    cpu.scan_forward(a, u, None, h, nonlinearity="hardtanh", chunks=3)
+    assert torch.equal(h, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_wider_initial_state_is_not_rounded(dtype):
+    """Under autocast h0 stays float32, as u does."""
+    a, u, h0 = torch.ones(1, 1, 4, dtype=dtype), torch.rand(4), torch.full((1, 4), 1.003)
+    h = torch.empty_like(a)
+    cpu.scan_forward(a, u, h0, h)
+    _, grad_u, _, _ = cpu.scan_backward(torch.ones_like(h), None, h, u, h0)
+    torch.testing.assert_close(grad_u, h0[0])
