@@ -363,9 +363,8 @@ def _fused_bwd_kernel(
             before = top + 1 - tl.arange(0, LANES) * (BLOCK_T // LANES)
             there = before < length
             before = length - 1 - before if REVERSE else before
-            parted = tl.load(resets_row + before.to(tl.int64) * stride_rt, mask=there, other=0)[
-                None, :
-            ]
+            parted = tl.load(resets_row + before.to(tl.int64) * stride_rt, mask=there, other=0)
+            parted = parted[None, :]
             resets = tl.load(resets_row + rows.to(tl.int64) * stride_rt, mask=valid, other=0)
             resets = tl.where(resets[None, :], 1.0, tl.zeros_like(acc))
             cut = in_runs(resets, LANES, RUN, LEVELS)

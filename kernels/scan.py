@@ -275,7 +275,8 @@ def _scan_bwd_kernel(
 
     sums = sums_ptr + (b * CHUNKS + chunk) * N + offs_n
     tl.store(sums, grad_u, mask=mask)
-    sums += tl.num_programs(0) // tl.cdiv(N, BLOCK_N).to(tl.int64) * CHUNKS * N
+    # N is a plain number where it is 1.
+    sums += (tl.num_programs(0) // tl.cdiv(N, BLOCK_N)).to(tl.int64) * CHUNKS * N
     tl.store(sums, grad_b, mask=mask)
     last = (stop == length) & ((start < length) | (chunk == 0))
     grad_h0 = tl.where(length == 0, g_n, u * d)
