@@ -385,3 +385,9 @@ def test_a_device_half_full_is_not_cut_in_four():
             in_flight = B * 64 * itemsize * cut.rows * max(cut.stages - 1, 1)
             assert cut.chunks == 1 or 3 * in_flight < 2 * goal
             assert cut.chunks <= 2 or 3 * in_flight < goal
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_one_channel(chunks):
+    """Compiled, an N of 1 is a plain number, which the emulator shows and the interpreter not."""
+    check_scan(Case(2, 24, 1, grad_clip=0.5), forward, backward, chunks=chunks, rows=4)
