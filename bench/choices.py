@@ -10,8 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-
-from fastindrnn.kernels import model
+from fastindrnn.kernels.gpu import model
 
 
 class Operation(NamedTuple):
@@ -49,19 +48,19 @@ def scan_choices(B, T, N, dtype, device, streams):
 
 
 def scan_forward(B, T, N, dtype, device):
-    from fastindrnn.kernels import launch  # here, because Triton is for Linux
+    from fastindrnn.kernels import gpu  # here, because Triton is for Linux
 
     a, u = torch.randn(B, T, N, device=device, dtype=dtype), torch.rand(N, device=device)
     h = torch.empty_like(a)
-    return lambda choice: (launch.scan_forward(a, u, None, h, **choice), h)
+    return lambda choice: (gpu.scan_forward(a, u, None, h, **choice), h)
 
 
 def scan_backward(B, T, N, dtype, device):
-    from fastindrnn.kernels import launch
+    from fastindrnn.kernels import gpu
 
     grad_h, a = (torch.randn(B, T, N, device=device, dtype=dtype) for _ in range(2))
     u, h = torch.rand(N, device=device), torch.relu(a)
-    return lambda choice: launch.scan_backward(grad_h, None, h, u, None, **choice)
+    return lambda choice: gpu.scan_backward(grad_h, None, h, u, None, **choice)
 
 
 def layer_choices(B, T, N, dtype, device):
@@ -97,7 +96,7 @@ def fused_choice(tile, chained):
 
 
 def layer_forward(B, T, N, dtype, device):
-    from fastindrnn.kernels import launch
+    from fastindrnn.kernels import gpu
 
     x, h = (torch.randn(B, T, N, device=device, dtype=dtype) for _ in range(2))
     weight = torch.randn(N, N, device=device, dtype=dtype) / N**0.5
@@ -109,14 +108,14 @@ def layer_forward(B, T, N, dtype, device):
         else:
             tile = {name: choice[name] for name in model.Tile._fields}
             made = model.Choice(model.Tile(**tile), choice["chained"], 1)
-        return launch.indrnn_forward(x, weight, bias, u, None, h, choice=made), h
+        return gpu.indrnn_forward(x, weight, bias, u, None, h, choice=made), h
 
     return compute
 
 
 def model_of(device):
     """What the launch model knows of a device."""
-    from fastindrnn.kernels.launch_scan import device_of
+    from fastindrnn.kernels.gpu.launch_scan import device_of
 
     return device_of(torch.empty(0, device=device))
 

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from fastindrnn.kernels import launch
+from fastindrnn.kernels import gpu
 
 SHAPES = (3, 70, 40, 71), (1, 300, 64, 64)  # B, T, features, N
 
@@ -30,12 +30,12 @@ def launch_all(device, kinds, dtypes=(torch.bfloat16, torch.float32), shapes=SHA
             for reverse in (False, True):
                 options = {"lengths": lengths, "resets": resets, "reverse": reverse}
                 for chunks in (1, 4) if "scan" in kinds else ():
-                    launch.scan_forward(a, u, h0, h, **options, chunks=chunks)
+                    gpu.scan_forward(a, u, h0, h, **options, chunks=chunks)
                     options_back = options | {"grad_clip": 1.0, "chunks": chunks}
-                    launch.scan_backward(grad_h, None, h, u, h0, **options_back)
+                    gpu.scan_backward(grad_h, None, h, u, h0, **options_back)
                 for strategy in ("fused", "split") if "layer" in kinds else ():
                     for more in ({}, options):
-                        launch.indrnn_forward(x, weight, bias, u, h0, h, **more, strategy=strategy)
+                        gpu.indrnn_forward(x, weight, bias, u, h0, h, **more, strategy=strategy)
             if device == "cuda":
                 torch.cuda.synchronize()
 

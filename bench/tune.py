@@ -2,7 +2,7 @@
 
 For each size and dtype, the choices near the model's pick are checked against the pick's own result
 and timed beside it. A pick that takes over 1.1 times as long as the best is BEHIND. The library
-itself never searches: what falls behind is a reason to mend kernels/model.py.
+itself never searches: what falls behind is a reason to mend kernels/gpu/model.py.
 """
 
 import itertools

@@ -123,9 +123,9 @@ def _triton():
             "the kernels for GPUs need Triton, which PyTorch for GPUs brings on Linux; "
             "pip install 'fastindrnn[gpu]' adds it; fastindrnn.backend('reference') does without"
         )
-    from .kernels import launch
+    from .kernels import gpu
 
-    return launch
+    return gpu
 
 
 def cpu_threads() -> str:

@@ -92,8 +92,9 @@ def device(seed, may_race=False, resident=None):
     may_race: where there is a race, the list of launches says so; without it, the launch raises an
     AssertionError. resident: how many CTAs run at once, None for 4096 threads.
     """
+    from fastindrnn.kernels.gpu import launch_projection, launch_scan
+
     from fastindrnn import ops
-    from fastindrnn.kernels import launch_projection, launch_scan
 
     def device_of(x):
         return launch_scan.Device(family(), 1, 32, 1 << 20)

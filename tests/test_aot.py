@@ -14,13 +14,13 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 
 SCRIPT = """if True:
     import json, sys
-    from fastindrnn.kernels import aot
+    from fastindrnn.kernels.gpu import aot
     if __name__ == "__main__":
         print(json.dumps([report._asdict() for report in aot.compile_all(sys.argv[1:])]))
 """
 ASSEMBLY = """if True:
     import json, re, sys
-    from fastindrnn.kernels import aot
+    from fastindrnn.kernels.gpu import aot
     names = "fused, chained and narrow relu", "fused backward, all options relu6"
     found = []
     for target in sys.argv[1:]:
@@ -40,7 +40,7 @@ TARGETS = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
 # The compiler's place taken by one that fails: processes that are spawned run this file too.
 FAILING = """if True:
     import os, signal, sys
-    from fastindrnn.kernels import aot
+    from fastindrnn.kernels.gpu import aot
 
     def compile_case(case, target):
         if (case.name, case.dtype) == ("carry", "fp32"):
@@ -146,7 +146,7 @@ def test_few_instructions_for_each_element(reports):
 
 
 def test_no_kernel_grows_by_a_tenth(reports):
-    """Against the committed table, which `python -m fastindrnn.kernels.aot --out` writes."""
+    """Against the committed table, which `python -m fastindrnn.kernels.gpu.aot --out` writes."""
     table = json.loads(TABLE.read_text())
     triton = pytest.importorskip("triton")
     if table["triton"] != triton.__version__:

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastindrnn.kernels.cpu import cache, openmp
 from numba import carray, types
 from numba.core import config, typing
-
-from fastindrnn.kernels import cpu_cache, team
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "kept"))
-    monkeypatch.setattr(cpu_cache, "_warned", False)
+    monkeypatch.setattr(cache, "_warned", False)
     return tmp_path / "kept"
 
 
@@ -30,9 +29,9 @@ def total(term, name="total"):
         numbers[1] = numbers[0] + term
 
     signature = typing.signature(types.void, types.CPointer(types.float64))
-    loop = cpu_cache.compile_loop(function, name, signature)
+    loop = cache.compile_loop(function, name, signature)
     numbers = np.array([1.0, 0.0])
-    team.Loop(loop).call(numbers.ctypes.data)
+    openmp.Loop(loop).call(numbers.ctypes.data)
     return numbers[1]
 
 
@@ -112,4 +111,4 @@ def test_lies_in_the_users_folder_and_not_beside_the_package(tmp_path):
         subprocess.run([sys.executable, "-c", script], check=True, env=environment)
     kept = [path for path in tmp_path.rglob("*.loop") if "fastindrnn" in path.parts]
     assert len(kept) == 2
-    assert not list(Path(cpu_cache.__file__).parent.rglob("*.nbi"))
+    assert not list(Path(cache.__file__).parent.rglob("*.nbi"))

@@ -305,12 +305,12 @@ def test_dropout_of_one_step_without_gradients():
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 @torch.no_grad()
 def test_a_step_runs_on_the_chosen_backend(backend, monkeypatch):
-    from fastindrnn.kernels import cpu, launch, reference
+    from fastindrnn.kernels import cpu, gpu, reference
 
     room, name = {
         "reference": (reference, "scan"),
         "cpu": (cpu, "indrnn_forward"),
-        "triton": (launch, "indrnn_forward"),
+        "triton": (gpu, "indrnn_forward"),
     }[backend]
     run, calls = getattr(room, name), []
 

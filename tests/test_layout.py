@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
-    path for folder in ("fastindrnn", "kernels") for path in sorted((ROOT / folder).glob("*.py"))
+    path for folder in ("fastindrnn", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 EVERYTHING = [
     *SOURCES,
@@ -48,9 +48,8 @@ REFERENCE = "fastindrnn.kernels.reference"
 
 def imported(path):
     """Full names of all that a file imports, at any depth; `from a import b` gives a and a.b."""
-    package = {"fastindrnn": "fastindrnn", "kernels": "fastindrnn.kernels"}.get(
-        path.parent.name, ""
-    )
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    package = f"fastindrnn.{package}" if path.is_relative_to(ROOT / "kernels") else package
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -76,22 +75,33 @@ def test_kernels_are_imported_from_the_package(path):
     )
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "fastindrnn"], ids=name_of)
+def part_of(path):
+    """The module or package of fastindrnn/ or kernels/ that a file is or lies in."""
+    part = path.relative_to(ROOT).parts[1]
+    return part.removesuffix(".py")
+
+
+def files_of(folder):
+    return [path for path in SOURCES if path.is_relative_to(ROOT / folder)]
+
+
+@pytest.mark.parametrize("path", files_of("fastindrnn"), ids=name_of)
 def test_imports_inside_the_package_go_down(path):
-    assert path.stem in RANK, f"{path.name} has no rank in tests/test_layout.py"
+    own = part_of(path)
+    assert own in RANK, f"{own} has no rank in tests/test_layout.py"
     for name in imported(path):
         parts = name.split(".")
         if parts[0] != "fastindrnn" or len(parts) == 1:
             continue
         if parts[1] == "kernels":
-            assert path.stem in {"ops", "functional"}, f"{path.name} imports {name}: ops does that"
-            if path.stem == "functional" and len(parts) > 2:
+            assert own in {"ops", "functional"}, f"{path.name} imports {name}: ops does that"
+            if own == "functional" and len(parts) > 2:
                 assert name.startswith(REFERENCE), f"functional.py imports {name}, past ops.py"
-        elif parts[1] in RANK:
-            assert RANK[parts[1]] < RANK[path.stem], f"{path.name} imports {name}: the wrong way"
+        elif parts[1] in RANK and parts[1] != own:
+            assert RANK[parts[1]] < RANK[own], f"{path.name} imports {name}: the wrong way"
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "kernels"], ids=name_of)
+@pytest.mark.parametrize("path", files_of("kernels"), ids=name_of)
 def test_kernels_import_only_kernels(path):
     for name in imported(path):
         inside = name == "fastindrnn.kernels" or name.startswith("fastindrnn.kernels.")
@@ -99,5 +109,5 @@ def test_kernels_import_only_kernels(path):
 
 
 def test_only_functional_and_checks_import_the_reference():
-    users = {path.stem for path in SOURCES if REFERENCE in imported(path)}
+    users = {part_of(path) for path in SOURCES if REFERENCE in imported(path)}
     assert users <= {"functional"}, users

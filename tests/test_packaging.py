@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
+KERNELS = sorted(
+    str(path.relative_to(ROOT / "kernels")) for path in (ROOT / "kernels").rglob("*.py")
+)
 OFFLINE = ["--no-deps", "--no-index", "--disable-pip-version-check", "-q"]
 SHOW = "import fastindrnn.kernels.reference as kernel; print(kernel.__file__)"
 

@@ -7,12 +7,13 @@ import emulator
 import pytest
 import torch
 import triton.language as tl
+from fastindrnn.kernels.gpu import model
 from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, cases, gradients_by_formula, inputs, sizes_of_sums
 from tolerance import assert_close_to_reference
 
-from fastindrnn.kernels import launch, model, reference
+from fastindrnn.kernels import gpu, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu" and not emulator.is_used()
@@ -110,7 +111,7 @@ def run_forward(x, weight, bias, u, h0, choice, **options):
     h = torch.full(shape, torch.nan, dtype=x.dtype, device=x.device)
     if x.dim() == 3 and x.stride(0) < x.stride(1):
         h = h.transpose(0, 1).contiguous().transpose(0, 1)
-    h_n = launch.indrnn_forward(x, weight, bias, u, h0, h, choice=choice, **options)
+    h_n = gpu.indrnn_forward(x, weight, bias, u, h0, h, choice=choice, **options)
     return h.cpu(), h_n.cpu()
 
 
@@ -155,7 +156,7 @@ def check_backward(case, K, choice):
     tensors = map(on_device, (x, weight, grad_h_n, h, u, h0))
     moved = {name: on_device(value) for name, value in options.items()}
     clip = {"grad_clip": case.grad_clip}
-    actual = launch.projected_backward(*tensors, choice=choice, **clip, **moved)
+    actual = gpu.projected_backward(*tensors, choice=choice, **clip, **moved)
     clean = torch.where(x.isnan(), 0, x)
 
     def formula(dtype):
@@ -296,7 +297,7 @@ def test_gradients_that_grow(chained):
     x, weight, grad_h_n = torch.randn(B, T, 3), 1e-3 * torch.randn(3, N), torch.randn(B, N)
     arguments = {"nonlinearity": "relu", "reverse": False, "grad_clip": 0.5}
     tensors = map(on_device, (x, weight, grad_h_n, h, u, h0))
-    actual = launch.projected_backward(*tensors, choice=choice, **arguments)
+    actual = gpu.projected_backward(*tensors, choice=choice, **arguments)
 
     def formula(dtype):
         rest = (y.to(dtype) for y in (grad_h_n, h, u, h0))
@@ -364,9 +365,9 @@ def test_infinite_outputs_in_the_sum_of_the_gradient_of_u(grad_clip, chained):
         kept = {**options, "resets": resets[part]}
         tensors = x[part], weight, None, h[part], u, h0[part]
         moved = {name: on_device(value) for name, value in kept.items()}
-        actual = launch.projected_backward(*map(on_device, tensors), choice=choice, **moved)
+        actual = gpu.projected_backward(*map(on_device, tensors), choice=choice, **moved)
         expected = gradients_by_formula(x[part] @ weight, *tensors[2:], **kept)
-        split = launch.projected_backward(
+        split = gpu.projected_backward(
             *map(on_device, tensors), choice=model.Choice(None, False, 1), **moved
         )
         for one, two, three in zip(actual, expected, split, strict=True):
@@ -437,9 +438,9 @@ def test_weights_of_more_elements_than_offsets_reach():
     for shape, strides in (((7, 5), (2**31 // 6 + 1, 1)), ((7, 5), (1, 2**29))):
         weight = torch.empty_strided(shape, strides, device="meta")
         with pytest.raises(ValueError, match="offsets"):
-            launch.indrnn_forward(x, weight, None, u, None, h, strategy="fused")
+            gpu.indrnn_forward(x, weight, None, u, None, h, strategy="fused")
         with pytest.raises(ValueError, match="offsets"):
-            launch.projected_backward(x, weight.t(), None, h, u, None, strategy="fused")
+            gpu.projected_backward(x, weight.t(), None, h, u, None, strategy="fused")
 
 
 def test_model_fuses_narrow_products_and_splits_wide_ones():

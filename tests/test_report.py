@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from fastindrnn.kernels.cpu import openmp
 
 from fastindrnn.__main__ import main
-from fastindrnn.kernels import team
 
 
 def test_report(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert "self-check on cpu: outputs and gradients within" in printed
-    assert f"the loops run on {team.found()}" in printed
+    assert f"the loops run on {openmp.found()}" in printed
 
 
 def test_report_on_a_machine_with_an_intel_gpu(capsys, monkeypatch):
@@ -32,15 +32,15 @@ def test_one_thread_where_torchs_openmp_is_not_found(missing, monkeypatch):
                 raise OSError(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(team.ctypes, "CDLL", Library)
-        alone = team._Team()
+        patched.setattr(openmp.ctypes, "CDLL", Library)
+        alone = openmp._Team()
     assert alone.size(1 << 20) == 1
-    monkeypatch.setattr(team, "_team", alone)
-    assert team.found().startswith("one thread")
+    monkeypatch.setattr(openmp, "_team", alone)
+    assert openmp.found().startswith("one thread")
 
 
 def test_the_team_is_found_beside_the_library_that_torch_loaded(monkeypatch):
     """Not in a folder of the wheel: elsewhere torch's libraries lie elsewhere."""
     monkeypatch.setattr(torch, "__file__", "/nowhere/torch/__init__.py")
-    team._Team()
-    assert team._Team().parallel is not None
+    openmp._Team()
+    assert openmp._Team().parallel is not None

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from fastindrnn.kernels.cpu_launch import _plan
+from fastindrnn.kernels.cpu.launch import _plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, inputs

@@ -4,12 +4,13 @@ on the emulator."""
 import emulator
 import pytest
 import torch
+from fastindrnn.kernels.gpu import model
 from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import Case, cases, check_scan, gradients_by_formula, inputs
 from tolerance import assert_close_to_reference
 
-from fastindrnn.kernels import launch, model, reference
+from fastindrnn.kernels import gpu, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu" and not emulator.is_used()
@@ -31,14 +32,14 @@ def on_device(x):
 def forward(a, u, h0, h, **options):
     options = {name: on_device(x) for name, x in options.items()}
     written = on_device(h)
-    h_n = launch.scan_forward(on_device(a), on_device(u), on_device(h0), written, **options)
+    h_n = gpu.scan_forward(on_device(a), on_device(u), on_device(h0), written, **options)
     h.copy_(written)
     return h_n.to(a.device)
 
 
 def backward(*tensors, **options):
     options = {name: on_device(x) for name, x in options.items()}
-    gradients = launch.scan_backward(*map(on_device, tensors), **options)
+    gradients = gpu.scan_backward(*map(on_device, tensors), **options)
     return [x.to(tensors[0].device) for x in gradients]
 
 
@@ -93,7 +94,7 @@ def test_in_place_and_strided_and_same_bits_on_each_run(reverse, chunks, stages)
     inner = wide[:, 1:, 3:38]
     inner.copy_(a)
     options = {name: on_device(x) for name, x in options.items()}
-    again = launch.scan_forward(inner, on_device(u), on_device(h0), inner, **options, **cut)
+    again = gpu.scan_forward(inner, on_device(u), on_device(h0), inner, **options, **cut)
     assert torch.equal(inner.cpu(), expected)
     assert torch.equal(again.cpu(), h_n)
     inner.fill_(7.0)

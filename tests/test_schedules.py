@@ -3,11 +3,12 @@
 import emulator
 import pytest
 import torch
+from fastindrnn.kernels.gpu import model
 from scan_cases import Case, gradients_by_formula, inputs, sizes_of_sums
 from test_projection_triton import by_reference, double, layer_inputs, run_forward
 from tolerance import assert_close_to_reference
 
-from fastindrnn.kernels import launch, model, reference
+from fastindrnn.kernels import gpu, reference
 
 pytestmark = [
     pytest.mark.triton,
@@ -39,7 +40,7 @@ def backward(case, choice):
 
     def run():
         clip = {"grad_clip": case.grad_clip}
-        return launch.projected_backward(*arguments, choice=choice, **options, **clip)
+        return gpu.projected_backward(*arguments, choice=choice, **options, **clip)
 
     expected = by_formula(torch.float64)
     magnitudes = sizes_of_sums(expected[0], h, h0)

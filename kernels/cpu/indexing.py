@@ -12,7 +12,7 @@ import torch
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from . import team
+from . import openmp
 
 # Elements by which memory is asked for ahead of use: the processor's own prefetcher follows rows
 # upwards in time only, and without this a walk down takes twice as long at 512 channels.
@@ -34,7 +34,7 @@ ARGUMENTS = np.dtype(
 pack = struct.Struct(f"={len(_INTEGERS)}q{len(_REALS)}d").pack
 
 _WORD, _FLOAT = ir.IntType(32), ir.FloatType()
-_thread_num, _num_threads = team.thread_num, team.num_threads
+_thread_num, _num_threads = openmp.thread_num, openmp.num_threads
 
 
 @intrinsic

@@ -24,7 +24,7 @@ Floor: a, or g and h, read once; for each element of relu's forward 3 multiplica
 import numpy as np
 from numba import njit
 
-from .cpu_rows import clamp, flush, is_reset, lead, prefetch, read, row, time
+from .indexing import clamp, flush, is_reset, lead, prefetch, read, row, time
 
 # In a fold, numbers too small to be normal live for so many steps at most: to look each time costs
 # as much as the fold.

@@ -30,10 +30,10 @@ import torch
 from numba import carray, from_dtype, njit, types
 from numba.core import typing
 
-from . import team
-from .cpu_cache import compile_loop
-from .cpu_folds import carry, fold_backward, fold_forward, store_end
-from .cpu_rows import (
+from . import openmp
+from .cache import compile_loop
+from .chunks import carry, fold_backward, fold_forward, store_end
+from .indexing import (
     ARGUMENTS,
     STORED,
     channels,
@@ -266,11 +266,11 @@ def backward(real, in_memory, folding):
 
 @functools.cache
 def compiled(make, dtype, folding=False):
-    """For rows of the dtype; compiled once and kept on disk, see `cpu_cache`."""
+    """For rows of the dtype; compiled once and kept on disk, see `cache`."""
     in_memory = STORED[dtype]
     real = np.float64 if dtype == torch.float64 else np.float32
     name = f"{make.__name__}_{str(dtype).removeprefix('torch.')}{'_folding' if folding else ''}"
     signature = typing.signature(types.void, types.CPointer(from_dtype(ARGUMENTS)))
     options = {"fastmath": {"contract"}, "error_model": "numpy"}
     function = make(real, in_memory, folding)
-    return team.Loop(compile_loop(function, name, signature, **options))
+    return openmp.Loop(compile_loop(function, name, signature, **options))

@@ -28,7 +28,7 @@ def compile_loop(function, name, signature, **options):
     """A numba CFunc of `function`, read from disk if it is there.
 
     `name` is another one for another function: what a function is made of beside the files
-    cpu_*.py, such as types that it closes over, must be told by it.
+    in this folder, such as types that it closes over, must be told by it.
     """
     # Symbols of machine code are called after the function, and all loops of a process share them.
     function.__name__ = function.__qualname__ = name
@@ -89,7 +89,7 @@ def _sources():
     """Of the text of the compiled loops and all that they call."""
     digest = _DIGEST()
     folder = Path(__file__).parent
-    for path in sorted((*folder.glob("cpu_*.py"), folder / "team.py")):
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -49,6 +49,7 @@ import triton
 import triton.language as tl
 
 from .clamped_affine import step, stopped, without_infinities
+from .indexing import within, zero_rows
 from .registers import (
     falls_or_grows,
     fold_steps,
@@ -71,7 +72,6 @@ from .tiles import (
     streamed_product,
     time_of,
 )
-from .walk import within, zero_rows
 
 
 @triton.jit(do_not_specialize=["T"])

@@ -9,9 +9,9 @@ import functools
 import math
 import sys
 
-from . import team
-from .cpu_loops import backward, compiled
-from .cpu_rows import pack
+from . import openmp
+from .indexing import pack
+from .loops import backward, compiled
 
 BOUNDS = {
     "relu": (0.0, math.inf),
@@ -71,7 +71,7 @@ def run(
         # Time first, all of one length: one sequence of B * N channels, in longer rows of memory.
         u, bias = u.repeat(B), None if bias is None else bias.repeat(B)
         B, N, repeats = 1, B * N, B
-    threads = team.size(h.numel())
+    threads = openmp.size(h.numel())
     directions = 2 if bidirectional else 1
     turn = N // directions
     tanh = nonlinearity == "tanh"
@@ -99,8 +99,8 @@ def run(
         math.inf if grad_clip is None else grad_clip,
     )
     if chunks > 1:
-        team.run(compiled(make, h.dtype, folding=True), arguments, threads)
-    team.run(compiled(make, h.dtype), arguments, threads)
+        openmp.run(compiled(make, h.dtype, folding=True), arguments, threads)
+    openmp.run(compiled(make, h.dtype), arguments, threads)
     return sums
 
 

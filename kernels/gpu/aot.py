@@ -1,6 +1,6 @@
 """Every kernel compiled for every kind of GPU, on a machine that has none.
 
-    python -m fastindrnn.kernels.aot [--target sm_90 gfx942 ...] [--processes 2] [--out FILE]
+    python -m fastindrnn.kernels.gpu.aot [--target sm_90 gfx942 ...] [--processes 2] [--out FILE]
 
 prints what decides each kernel's speed: registers, bytes spilled, bytes of shared memory, barriers,
 instructions, and how many of these the main loop issues for one element; of a fused kernel those
@@ -428,7 +428,9 @@ def _serve(connection) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fastindrnn.kernels.aot", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fastindrnn.kernels.gpu.aot", description=__doc__
+    )
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write")

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from .clamped_affine import step, stopped
-from .walk import (
+from .indexing import (
     load_group,
     load_resets,
     load_rows,

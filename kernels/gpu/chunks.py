@@ -18,7 +18,7 @@ from .clamped_affine import (
     inverse_of,
     stopped,
 )
-from .walk import (
+from .indexing import (
     extent,
     load_group,
     load_resets,

@@ -1,6 +1,6 @@
-"""IndRNN on a CPU: the recurrence, the layer and their gradients, on the loops of `cpu_loops`.
+"""IndRNN on a CPU: the recurrence, the layer and their gradients, on the loops of `loops`.
 
-Threads: those of torch, see `team`.
+Threads: those of torch, see `openmp`.
 
 The product is computed whole, and the recurrence then overwrites it. Tried and left: the product in
 slices of 1 to 32 MiB (2, 4 or 8 sequences; 512 to 8192 steps of a single one), each followed by its
@@ -20,9 +20,9 @@ to be gained; each product packs the weight again, and threads wait for each oth
 
 import torch
 
-from . import team
-from .cpu_launch import in_large_pages, run
-from .cpu_loops import backward, forward
+from . import openmp
+from .launch import in_large_pages, run
+from .loops import backward, forward
 
 # The loop adds the bias for free; in the matrix product it would be one more pass over memory.
 ADDS_BIAS = True
@@ -41,7 +41,7 @@ def scan_forward(
     resets=None,  # [B, T] or [total] bool
     bias=None,  # [N], is added to a
     bidirectional=False,  # the second half of the channels is walked the other way
-    chunks=None,  # of time; None: as `cpu_launch._plan` says
+    chunks=None,  # of time; None: as `launch._plan` says
 ):
     """Writes h, returns h_n [B, N] of a's dtype. In half precision the state is float32.
 
@@ -77,7 +77,7 @@ def scan_backward(
     resets=None,  # [B, T] or [total] bool
     grad_clip=None,
     grad_a=None,  # like h, is written; may be grad_h
-    chunks=None,  # of time; None: as `cpu_launch._plan` says
+    chunks=None,  # of time; None: as `launch._plan` says
 ):
     """Returns grad_a like h, grad_u [N] of u's dtype, grad_h0 [B, N] of h0's dtype, else h's, and
     grad_b [N] of h's dtype: the sum of grad_a over batch and time.
@@ -166,7 +166,7 @@ def projected_backward(
 
 def threads():
     """On which threads the loops run, in words."""
-    return team.found()
+    return openmp.found()
 
 
 def _check_strategy(strategy):
