@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import DenseIndRNN, ResidualIndRNN
 from .cell import IndRNNCell
 from .layers import IndRNN
-from .norm import SequenceLayerNorm, SequenceNorm, StepBatchNorm
+from .norm import StepBatchNorm
 from .units import Unit
 
 # Names with values that torch.as_tensor takes: tensors, or NumPy arrays as TensorFlow gives them.
@@ -135,10 +136,16 @@ def check_nonlinearity(module: nn.Module, *expected: str) -> None:
         )
 
 
+def norms_of(module: nn.Module) -> dict[str, nn.Module]:
+    """The norms of the recurrences within a module, by name."""
+    names = re.compile(r"(.*\.)?norm(_l\d+(_reverse)?)?")
+    return {name: part for name, part in module.named_modules() if names.fullmatch(name)}
+
+
 def check_eps(module: nn.Module) -> None:
     """Raises a ValueError unless the module's norms have the eps of the other implementations."""
-    for name, part in module.named_modules():
-        eps = part.eps if isinstance(part, SequenceNorm) else 1e-5
+    for name, norm in norms_of(module).items():
+        eps = getattr(norm, "eps", None)
         if eps != 1e-5:
             raise ValueError(f"module's norms must have eps=1e-05, but {name} has eps={eps}")
 
@@ -231,9 +238,13 @@ def _check_authors(module: nn.Module) -> None:
         raise ValueError("module's zoneout must be 0: the authors' networks have none")
     if getattr(module, "bidirectional", False):
         raise ValueError("module must have one direction, but is bidirectional")
+    for norm in norms_of(module).values():
+        if not isinstance(norm, _BatchNorm | StepBatchNorm):
+            raise ValueError(
+                "module's norm must be 'batch', 'batch_per_step' or None, but is a "
+                f"{type(norm).__name__}"
+            )
     for part in module.modules():
-        if isinstance(part, SequenceLayerNorm):
-            raise ValueError("module's norm must be 'batch', 'batch_per_step' or None, not 'layer'")
         if isinstance(part, IndRNN | IndRNNCell):
             check_nonlinearity(part, "relu")
         elif isinstance(part, Unit) and part.options["nonlinearity"] != "relu":

@@ -5,10 +5,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
 from .layers import IndRNN
-from .norm import SequenceBatchNorm
 from .units import Stack, Unit
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -105,7 +105,7 @@ def _fold(stack: Stack) -> None:
 
 
 def _fold_layers(rnn: IndRNN) -> None:
-    if rnn.norm != "batch":
+    if not isinstance(getattr(rnn, "norm_l0", None), _BatchNorm):
         return
     _give_bias(rnn)
     affine: Affine = None
@@ -156,7 +156,7 @@ def _identity(rnn: DenseIndRNN) -> Affine:
     None if these have none either."""
     block: Any = rnn.blocks[0]
     unit = block["dense"][0]["layer"]
-    if unit.norm_position == "before" or not isinstance(unit.norm, SequenceBatchNorm):
+    if unit.norm_position == "before" or not isinstance(unit.norm, _BatchNorm):
         return None
     ones = unit.weight_hh.new_ones(rnn.input_size, dtype=torch.float64)
     return ones, torch.zeros_like(ones)
@@ -179,11 +179,13 @@ def _take_output(stack: Stack) -> Affine:
     if isinstance(stack, Bidirectional):
         return _concatenate([_take_output(stack.forwards), _take_output(stack.backwards)])
     if isinstance(stack, IndRNN):
-        if stack.norm != "batch" or stack.norm_position != "after":
+        if stack.norm is None or stack.norm_position != "after":
             return None
         suffixes = stack._suffixes(stack.num_layers - 1)
-        stack.norm = None
-        return _concatenate([_take(stack, f"norm{suffix}") for suffix in suffixes])
+        affine = _concatenate([_take(stack, f"norm{suffix}") for suffix in suffixes])
+        if affine is not None:
+            stack.norm = None
+        return affine
     if isinstance(stack, ResidualIndRNN):
         return _take_after(stack.last)
     if isinstance(stack, DenseIndRNN):
@@ -195,15 +197,15 @@ def _take_output(stack: Stack) -> Affine:
 def _take(owner: nn.Module, name: str) -> Affine:
     """Scale and shift of a batch norm, which is removed; None for any other norm, which stays."""
     norm = getattr(owner, name)
-    if not isinstance(norm, SequenceBatchNorm):
+    if not isinstance(norm, _BatchNorm):
         return None
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f"{name} must have running statistics, but has track_running_stats=False")
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.affine:
+    if norm.weight is not None:
         scale = scale * norm.weight.double()
     shift = -norm.running_mean.double() * scale
-    if norm.affine:
+    if norm.bias is not None:
         shift = shift + norm.bias.double()
     setattr(owner, name, None)
     return scale, shift

@@ -19,6 +19,7 @@ from .authors import (
     check_state,
     copy_into,
     load_authors,
+    norms_of,
     to_authors,
 )
 from .cell import IndRNNCell
@@ -228,13 +229,14 @@ def to_rnn(module: IndRNN | IndRNNCell) -> nn.RNN | nn.RNNCell:
 def _has_haste_norm(module: IndRNN | IndRNNCell, zoneout: float) -> bool:
     """Whether a module that fits one of Haste's two layers has layer norm; an error if it fits
     neither."""
-    has_norm = getattr(module, "norm", None) == "layer"
-    _check_plain(module, zoneout, "layer" if has_norm else None)
+    norms = norms_of(module).values()
+    has_norm = bool(norms) and all(isinstance(norm, nn.LayerNorm) for norm in norms)
+    _check_plain(module, zoneout, has_norm)
     check_nonlinearity(module, "tanh")
     check_eps(module)
     if has_norm and (module.norm_position != "before" or module.bias):
         raise ValueError(
-            "module with norm='layer' must have norm_position='before' and bias=False, "
+            "module with layer norm must have norm_position='before' and bias=False, "
             f"but has norm_position={module.norm_position!r} and bias={module.bias}"
         )
     return has_norm
@@ -249,12 +251,11 @@ def _norms(module: IndRNN | IndRNNCell) -> list[dict[str, Tensor]]:
     ]
 
 
-def _check_plain(module: nn.Module, zoneout: float = 0.0, expected: str | None = None) -> None:
+def _check_plain(module: nn.Module, zoneout: float = 0.0, takes_norm: bool = False) -> None:
     if not isinstance(module, IndRNN | IndRNNCell):
         raise TypeError(f"module must be an IndRNN or IndRNNCell, but is {type(module).__name__}")
-    norm = getattr(module, "norm", None)
-    if norm != expected:
-        raise ValueError(f"module must have no norm, but has norm={norm!r}")
+    if not takes_norm and norms_of(module):
+        raise ValueError(f"module must have no norm, but has norm={module.norm!r}")
     ours = getattr(module, "zoneout", 0.0)
     if ours != zoneout:
         raise ValueError(f"module's zoneout must be {zoneout}, but is {ours}")

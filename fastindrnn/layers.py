@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .checks import GradClipMode, Nonlinearity, check_bools, check_options
 from .functional import run_layer, run_stack, run_step, takes_step
-from .norm import Norm, NormPosition, SequenceNorm, check_norm, make_norm
+from .norm import Norm, NormPosition, check_norm, make_norm, reset_norm
 from .ops import backend
 from .sequences import Sequences
 from .units import (
@@ -52,7 +52,9 @@ class IndRNN(Stack):
             sequences without resets. Evaluation takes the expected mix, in a Python loop over time,
             and with grad_clip needs `torch.no_grad()`.
         norm: "batch" (statistics over batch and time together), "batch_per_step" (statistics for
-            each time step, shared scale and shift), "layer", or None; see `fastindrnn.norm`.
+            each time step, shared scale and shift), "layer", or None; or a function that makes a
+            norm for a number of channels, as `partial(nn.BatchNorm1d, eps=1e-3, momentum=0.05)`.
+            `nn.SyncBatchNorm.convert_sync_batchnorm` converts "batch".
         norm_position: "after" the nonlinearity or "before" the recurrence, on W x + b.
         norm_steps: for "batch_per_step", the time steps of the longest sequence.
         device, dtype: of the parameters.
@@ -132,30 +134,30 @@ class IndRNN(Stack):
                 for name, shape in shapes.items():
                     value = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                     self.register_parameter(name + suffix, value)
-                if norm is not None:
-                    module = make_norm(norm, hidden_size, norm_steps, device, dtype)
-                    self.add_module(f"norm{suffix}", module)
         self.reset_parameters()
+        for layer in range(num_layers if norm is not None else 0):
+            for suffix in self._suffixes(layer):
+                module = make_norm(norm, hidden_size, norm_steps, device, dtype)
+                self.add_module(f"norm{suffix}", module)
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.bidirectional else [f"_l{layer}"]
 
     def reset_parameters(self) -> None:
         """Input weights as `nn.Linear`'s; biases 0; u by `recurrent_init`, or U(0, recurrent_max or
-        1); a norm starts as the identity."""
+        1); norms by their own `reset_parameters`."""
         for layer in range(self.num_layers):
             for suffix in self._suffixes(layer):
                 weight, bias, u, norm = self._parts(suffix)
                 reset_unit(weight, bias, u, self.recurrent_init[layer], self.recurrent_max)
-                if norm is not None:
-                    norm.reset_parameters()
+                reset_norm(norm)
 
-    def _parts(self, suffix: str) -> tuple[Tensor, Tensor | None, Tensor, SequenceNorm | None]:
+    def _parts(self, suffix: str) -> tuple[Tensor, Tensor | None, Tensor, nn.Module | None]:
         return (
             getattr(self, f"weight_ih{suffix}"),
             getattr(self, f"bias_ih{suffix}") if self.bias else None,
             getattr(self, f"weight_hh{suffix}"),
-            getattr(self, f"norm{suffix}") if self.norm else None,
+            getattr(self, f"norm{suffix}", None) if self.norm else None,
         )
 
     def flatten_parameters(self) -> None:

@@ -1,50 +1,26 @@
-"""Norms over sequences. Padding never enters a statistic, and is 0 after each of them."""
+"""Norms over sequences. Padding never enters a statistic, and is 0 after each of them.
 
+A layer's norm is a module of PyTorch (or any module that maps (rows, channels) to the same shape),
+called on all time steps of all sequences at once; or a `StepBatchNorm`.
+"""
+
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .sequences import Sequences
 
-Norm = Literal["batch", "batch_per_step", "layer"]
+NormName = Literal["batch", "batch_per_step", "layer"]
+# Called with the number of channels, as nn.BatchNorm1d is.
+NormFactory = Callable[[int], nn.Module]
+Norm = NormName | NormFactory
 NormPosition = Literal["after", "before"]
 
-
-class SequenceBatchNorm(nn.BatchNorm1d):
-    """Batch norm with statistics over all sequences and steps together.
-
-    What the IndRNN authors use for classification. Li et al. 2018, arXiv 1803.04831, section 4.
-    """
-
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:  # type: ignore[override]
-        """x: (B, T, features) or (total, features). Returns the same form."""
-        if x.numel() == 0:
-            return x
-        valid = sequences.valid(x)
-        if self.training and valid is not None:
-            wide = x if x.dtype == torch.float64 else x.float()
-            normal = self._normalize(wide, valid[..., None].to(wide.dtype))
-            return sequences.without_padding(normal.to(x.dtype))
-        rows = x.transpose(0, 1) if sequences.time_first else x
-        rows = super().forward(rows.reshape(-1, self.num_features)).view(rows.shape)
-        return sequences.without_padding(rows.transpose(0, 1) if sequences.time_first else rows)
-
-    def _normalize(self, x: Tensor, counted: Tensor) -> Tensor:
-        """With the statistics of the counted rows, in shapes that do not depend on the lengths."""
-        count = counted.sum().clamp(min=1)
-        mean = (x * counted).sum((0, 1)) / count
-        var = ((x - mean).square() * counted).sum((0, 1)) / count
-        assert self.momentum is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            unbiased = var * count / (count - 1).clamp(min=1)
-            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running += self.momentum * (new.to(running.dtype) - running)
-        return (x - mean) * (self.weight * torch.rsqrt(var + self.eps)) + self.bias
+# These take each time step of each sequence by itself, so that padding changes nothing else.
+_EACH_ROW = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Identity)
 
 
 class StepBatchNorm(nn.Module):
@@ -56,7 +32,15 @@ class StepBatchNorm(nn.Module):
     Args:
         num_features: features of the input.
         steps: time steps with statistics of their own; in training no input may be longer.
-        eps, momentum: as in `torch.nn.BatchNorm1d`.
+        eps: as in `torch.nn.BatchNorm1d`.
+        momentum: as in `torch.nn.BatchNorm1d`, but not None.
+        device: of the parameters and statistics.
+        dtype: of the parameters and statistics.
+
+    Example:
+        >>> from functools import partial
+        >>> norm = partial(StepBatchNorm, steps=50, momentum=0.05)
+        >>> rnn = IndRNN(10, 20, norm=norm)  # norm="batch_per_step" has momentum=0.1
     """
 
     def __init__(
@@ -80,14 +64,14 @@ class StepBatchNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The identity."""
+        """Sets scale, shift and statistics so that the norm in evaluation is the identity."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
         self.running_mean.zero_()
         self.running_var.fill_(1)
 
     def forward(self, x: Tensor, sequences: Sequences, first_step: int = 0) -> Tensor:
-        """x: (B, T, features) or (total, features), its first row being step `first_step`."""
+        """x: (B, T, features) or (total, features), each sequence from its step `first_step` on."""
         if x.numel() == 0:
             return x
         step = sequences.steps(x)
@@ -116,10 +100,10 @@ class StepBatchNorm(nn.Module):
         valid = sequences.valid(x)
         counted = x.new_ones(x.shape[:-1]) if valid is None else valid.to(x.dtype)
 
-        def total(rows: Tensor) -> Tensor:
+        def total(values: Tensor) -> Tensor:
             if sequences.cu_seqlens is None:
-                return rows.sum(0)
-            return rows.new_zeros(used, rows.shape[-1]).index_add(0, step, rows)
+                return values.sum(0)
+            return values.new_zeros(used, values.shape[-1]).index_add(0, step, values)
 
         count = total(counted[..., None])
         mean = total(x * counted[..., None]) / count.clamp(min=1)
@@ -132,27 +116,82 @@ class StepBatchNorm(nn.Module):
         return mean, var
 
     def extra_repr(self) -> str:
+        """The sizes, in the representation of the module."""
         return f"{self.num_features}, steps={self.steps}"
 
 
-class SequenceLayerNorm(nn.LayerNorm):
-    """Layer norm: each row by its own mean and variance. Ba et al. 2016, arXiv 1607.06450."""
+def normalize(norm: nn.Module | None, x: Tensor, sequences: Sequences, first_step: int) -> Tensor:
+    """x (B, T, channels) or (total, channels) after the norm; x itself without one.
 
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:  # type: ignore[override]
-        """x: (B, T, features) or (total, features). Returns the same form."""
-        rows = x.transpose(0, 1) if sequences.time_first else x
-        rows = super().forward(rows)
-        return sequences.without_padding(rows.transpose(0, 1) if sequences.time_first else rows)
+    Batch norm has statistics over all sequences and steps together, which is what the IndRNN
+    authors use for classification. Li et al. 2018, arXiv 1803.04831, section 4.
+
+    Args:
+        norm: a `StepBatchNorm`, or a module that maps (rows, channels) to the same shape.
+        x: the values, in any order of batch and time in memory.
+        sequences: which of the values are padding.
+        first_step: the time step of each sequence that x begins with.
+    """
+    if norm is None or x.numel() == 0:
+        return x
+    if isinstance(norm, StepBatchNorm):
+        return norm(x, sequences, first_step)
+    valid = sequences.valid(x)
+    if valid is not None and not isinstance(norm, _EACH_ROW):
+        if not isinstance(norm, _BatchNorm):
+            return _of_valid_steps(norm, x, valid, sequences)
+        if norm.training or norm.running_mean is None:
+            # SyncBatchNorm exchanges statistics on its own: it has to be called.
+            if isinstance(norm, nn.SyncBatchNorm):
+                return _of_valid_steps(norm, x, valid, sequences)
+            wide = x if x.dtype == torch.float64 else x.float()
+            normal = _batch_norm(norm, wide, valid[..., None].to(wide.dtype))
+            return sequences.without_padding(normal.to(x.dtype))
+    in_memory = x.transpose(0, 1) if sequences.time_first else x
+    y = norm(in_memory.reshape(-1, x.shape[-1])).reshape(in_memory.shape)
+    return sequences.without_padding(y.transpose(0, 1) if sequences.time_first else y)
 
 
-SequenceNorm = SequenceBatchNorm | StepBatchNorm | SequenceLayerNorm
+def _of_valid_steps(norm: nn.Module, x: Tensor, valid: Tensor, sequences: Sequences) -> Tensor:
+    """`norm` called on the steps that are not padding, and on no others."""
+    y = norm(x[valid])
+    return sequences.in_memory_order(x.new_zeros(x.shape, dtype=y.dtype).index_put((valid,), y))
 
 
-def check_norm(norm: str | None, position: str, steps: int | None) -> None:
-    """Raises a ValueError for a norm that does not exist or lacks its number of steps."""
-    if norm is not None and norm not in get_args(Norm):
+def _batch_norm(norm: _BatchNorm, x: Tensor, counted: Tensor) -> Tensor:
+    """What `nn.BatchNorm1d` computes of the steps that are counted, without indexing by them: its
+    shapes do not depend on the lengths, as `torch.compile` and `torch.export` want it."""
+    count = counted.sum().clamp(min=1)
+    mean = (x * counted).sum((0, 1)) / count
+    var = ((x - mean).square() * counted).sum((0, 1)) / count
+    if norm.training and norm.running_mean is not None:
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            # None is the mean over all batches.
+            rate = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+            unbiased = var * count / (count - 1).clamp(min=1)
+            for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+                running += rate * (new.to(running.dtype) - running)
+    scale = torch.rsqrt(var + norm.eps)
+    scale = scale if norm.weight is None else norm.weight * scale
+    y = (x - mean) * scale
+    return y if norm.bias is None else y + norm.bias
+
+
+def check_norm(norm: Norm | None, position: str, steps: int | None) -> None:
+    """Raises a TypeError or ValueError for a norm that does not exist or lacks its number of
+    steps."""
+    if isinstance(norm, nn.Module):
+        raise TypeError(
+            f"norm must be a name, or a function that makes a norm for a number of channels, but "
+            f"is a {type(norm).__name__}, which all layers would share"
+        )
+    if norm is not None and not callable(norm) and norm not in get_args(NormName):
         raise ValueError(
-            f"norm must be one of {', '.join(get_args(Norm))} or None, but is {norm!r}"
+            f"norm must be one of {', '.join(get_args(NormName))}, a function that makes a norm "
+            f"for a number of channels, or None, but is {norm!r}"
         )
     if position not in get_args(NormPosition):
         raise ValueError(f"norm_position must be 'after' or 'before', but is {position!r}")
@@ -161,7 +200,11 @@ def check_norm(norm: str | None, position: str, steps: int | None) -> None:
             f"norm_steps must be the longest sequence's time steps with norm='batch_per_step', "
             f"otherwise None, but is {steps} with norm={norm!r}"
         )
-    if steps is not None and steps < 1:
+    if steps is None:
+        return
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"norm_steps must be an int, but is {type(steps).__name__}")
+    if steps < 1:
         raise ValueError(f"norm_steps must be positive, but is {steps}")
 
 
@@ -171,13 +214,26 @@ def make_norm(
     steps: int | None,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
-) -> SequenceNorm | None:
-    """The module for a norm's name."""
+) -> nn.Module | None:
+    """The module for a norm's name, or what the function makes."""
+    if norm is None:
+        return None
     if norm == "batch":
-        return SequenceBatchNorm(num_features, device=device, dtype=dtype)
+        return nn.BatchNorm1d(num_features, device=device, dtype=dtype)
     if norm == "batch_per_step":
         assert steps is not None
         return StepBatchNorm(num_features, steps, device=device, dtype=dtype)
     if norm == "layer":
-        return SequenceLayerNorm(num_features, device=device, dtype=dtype)
-    return None
+        return nn.LayerNorm(num_features, device=device, dtype=dtype)
+    assert callable(norm)
+    module = norm(num_features)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"norm must make a module, but made {type(module).__name__}")
+    return module.to(device=device, dtype=dtype)
+
+
+def reset_norm(norm: nn.Module | None) -> None:
+    """Calls `reset_parameters` of a norm that has it."""
+    reset = getattr(norm, "reset_parameters", None)
+    if reset is not None:
+        reset()

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import init
 from .checks import GradClipMode, Nonlinearity
 from .functional import indrnn_scan, run_layer
-from .norm import Norm, NormPosition, SequenceNorm, StepBatchNorm, make_norm
+from .norm import Norm, NormPosition, make_norm, normalize, reset_norm
 from .sequences import Sequences, enter
 from .zoneout import zoneout_scan
 
@@ -110,7 +110,7 @@ def run_unit(
     bias: Tensor | None,
     u: Tensor,
     h0: Tensor | None,
-    norm: SequenceNorm | None,
+    norm: nn.Module | None,
     norm_position: NormPosition,
     first_step: int,
     zoneout: float,
@@ -119,28 +119,20 @@ def run_unit(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """[projection], [norm before], recurrence with its nonlinearity, [norm after]: rows, h_n."""
-
-    def normalized(x: Tensor) -> Tensor:
-        if norm is None:
-            return x
-        if isinstance(norm, StepBatchNorm):
-            return norm(x, sequences, first_step)
-        return norm(x, sequences)
-
     before = norm is not None and norm_position == "before"
     if weight is not None and not before and not zoneout:
         walk = *sequences.tensors(reverse), options["nonlinearity"], reverse, False, "auto"
         clip = options["grad_clip"], options["grad_clip_mode"]
         h, h_n = run_layer(x, weight, bias, u, h0, *walk, *clip)
-        return normalized(h), h_n
+        return normalize(norm, h, sequences, first_step), h_n
     a = x if weight is None else sequences.project(x, weight, bias)
-    a = normalized(a) if before else a
+    a = normalize(norm, a, sequences, first_step) if before else a
     if zoneout:
         drawn = zoneout, training, sequences
         h, h_n = zoneout_scan(a, u, h0, *drawn, reverse=reverse, **options)
     else:
         h, h_n = indrnn_scan(a, u, h0, reverse=reverse, **options, **sequences.options(reverse))
-    return h if before else normalized(h), h_n
+    return h if before else normalize(norm, h, sequences, first_step), h_n
 
 
 class Unit(nn.Module):
@@ -184,15 +176,15 @@ class Unit(nn.Module):
             self.weight_ih = parameter(hidden_size, input_size)
             self.bias_ih = parameter(hidden_size) if bias else None
         self.weight_hh = parameter(hidden_size)
-        self.norm = make_norm(norm, hidden_size, norm_steps, device, dtype)
+        self.norm: nn.Module | None = None
         self.reset_parameters()
+        self.norm = make_norm(norm, hidden_size, norm_steps, device, dtype)
 
     def reset_parameters(self) -> None:
-        """As `IndRNN.reset_parameters`; a norm starts as the identity."""
+        """As `IndRNN.reset_parameters`."""
         parts = self.weight_ih, self.bias_ih, self.weight_hh
         reset_unit(*parts, self.recurrent_init, self.recurrent_max)
-        if self.norm is not None:
-            self.norm.reset_parameters()
+        reset_norm(self.norm)
 
     def forward(
         self, x: Tensor, sequences: Sequences, h0: Tensor | None, reverse: bool, first_step: int

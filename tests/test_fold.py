@@ -8,7 +8,6 @@ from torch import nn
 
 from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN
 from fastindrnn.fold import fold_norms, fold_norms_into
-from fastindrnn.norm import SequenceBatchNorm
 
 STACKS = {
     "plain": lambda **options: IndRNN(5, 7, 3, **options),
@@ -49,7 +48,7 @@ def trained(module):
 
 
 def norms(module):
-    return [part for part in module.modules() if isinstance(part, SequenceBatchNorm)]
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm1d)]
 
 
 def assert_equal_to_rounding(actual, expected):

@@ -652,7 +652,12 @@ WRONG = [
         r"'DIs.0.fc.weight' must be \(7, 5\), but is \(7, 7\)",
     ),
     (load_authors, IndRNN(K, H, norm="batch"), PLAIN, "lacks 'RNNs.0.norm1.bn.weight'"),
-    (load_authors, IndRNN(K, H, norm="layer"), PLAIN, "'batch_per_step' or None, not 'layer'"),
+    (
+        load_authors,
+        IndRNN(K, H, norm="layer"),
+        PLAIN,
+        "'batch_per_step' or None, but is a LayerNorm",
+    ),
     (
         load_authors,
         IndRNN(K, H),

@@ -26,7 +26,6 @@ from bench.tasks import idx, training
 from bench.tasks import settings as shared
 from bench.tasks.mnist_model import make_learner
 from bench.tasks.mnist_report import authors_log, draw, finite, parameters_line, report
-from fastindrnn.norm import SequenceBatchNorm
 
 EVALUATION_BATCH = 250
 SETTLING = 50  # batches
@@ -240,7 +239,7 @@ def with_settled_norms(model, images, batch):
     """
     model = copy.deepcopy(model).eval()
     for norm in model.modules():
-        if isinstance(norm, SequenceBatchNorm):
+        if isinstance(norm, nn.BatchNorm1d):
             norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
             norm.train()
