@@ -8,6 +8,7 @@ from .functional import indrnn, indrnn_scan, last_output
 from .layers import IndRNN
 from .ops import backend
 from .optim import parameter_groups
+from .units import Stack
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "IndRNN",
     "IndRNNCell",
     "ResidualIndRNN",
+    "Stack",
     "__version__",
     "backend",
     "constrain_",

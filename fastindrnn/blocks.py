@@ -1,13 +1,13 @@
 """The deep stacks of the papers: residual, dense, and any of them in both directions."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checks import GradClipMode, Nonlinearity, check_bools, check_options
+from .describe import describe_arguments
 from .norm import Norm, NormPosition, check_norm
 from .sequences import Sequences
 from .units import (
@@ -15,6 +15,7 @@ from .units import (
     RecurrentInit,
     Stack,
     Unit,
+    check_dtype,
     check_probabilities,
     check_recurrent_max,
     check_sizes,
@@ -48,7 +49,7 @@ class ResidualIndRNN(Stack):
         zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
         recurrent_init: as in `IndRNN`; a sequence has one for each of the L recurrences.
 
-    h_n is (L, B, H), in the order of the signal.
+    `output_size` is H. h_n is (L, B, H), in the order of the signal.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -88,36 +89,46 @@ class ResidualIndRNN(Stack):
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
+        check_dtype(dtype)
         self.input_size, self.hidden_size, self.num_blocks = input_size, hidden_size, num_blocks
-        self.batch_first, self.zoneout = batch_first, zoneout
-        unit = partial(
-            Unit,
-            nonlinearity=nonlinearity,
-            bias=bias,
-            dropout=dropout,
-            zoneout=zoneout,
-            norm=norm,
-            norm_position=norm_position,
-            norm_steps=norm_steps,
-            recurrent_max=recurrent_max,
-            grad_clip=grad_clip,
-            grad_clip_mode=grad_clip_mode,
-            device=device,
-            dtype=dtype,
-        )
+        self.batch_first, self.zoneout, self.output_size = batch_first, zoneout, hidden_size
+        options: dict[str, Any] = {
+            "nonlinearity": nonlinearity,
+            "bias": bias,
+            "dropout": dropout,
+            "norm": norm,
+            "norm_position": norm_position,
+            "norm_steps": norm_steps,
+            "recurrent_max": recurrent_max,
+            "grad_clip": grad_clip,
+            "grad_clip_mode": grad_clip_mode,
+        }
+        self._arguments = {**options, "recurrent_init": recurrent_init}
         inits = iter(spread_init(recurrent_init, 2 * num_blocks + 1))
+
+        def unit(inputs: int | None) -> Unit:
+            place: dict[str, Any] = {"device": device, "dtype": dtype}
+            init = next(inits)
+            return Unit(
+                inputs, hidden_size, zoneout=zoneout, recurrent_init=init, **options, **place
+            )
+
         self.input = Projection(input_size, hidden_size, bias, device, dtype)
         self.blocks = nn.ModuleList(
             nn.ModuleDict(
                 {
-                    "first": unit(None, hidden_size, recurrent_init=next(inits)),
-                    "second": unit(hidden_size, hidden_size, recurrent_init=next(inits)),
+                    "first": unit(None),
+                    "second": unit(hidden_size),
                     "output": Projection(hidden_size, hidden_size, bias, device, dtype),
                 }
             )
             for _ in range(num_blocks)
         )
-        self.last = unit(None, hidden_size, recurrent_init=next(inits))
+        self.last = unit(None)
+
+    def extra_repr(self) -> str:
+        """The arguments that are not what they are by default."""
+        return describe_arguments(ResidualIndRNN, self, self._arguments)
 
     def state_shape(self) -> tuple[int, ...]:
         return 2 * self.num_blocks + 1, self.hidden_size
@@ -128,7 +139,7 @@ class ResidualIndRNN(Stack):
         sequences: Sequences,
         state: Tensor | None,
         reverse: bool = False,
-        first_step: int = 0,
+        first_step: int | None = 0,
     ) -> tuple[Tensor, Tensor]:
         starts = iter([None] * self.state_shape()[0] if state is None else state.unbind(0))
         ends = []
@@ -222,29 +233,28 @@ class DenseIndRNN(Stack):
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
+        check_dtype(dtype)
         self.input_size, self.growth = input_size, growth
         self.batch_first, self.zoneout = batch_first, zoneout
         count = 1 + sum(2 * layers + 1 for layers in blocks) - list(sizes.values()).count(0)
         inits = iter(spread_init(recurrent_init, count))
+        options: dict[str, Any] = {
+            "nonlinearity": nonlinearity,
+            "bias": bias,
+            "dropout": dropout,
+            "norm": norm,
+            "norm_position": norm_position,
+            "norm_steps": norm_steps,
+            "recurrent_max": recurrent_max,
+            "grad_clip": grad_clip,
+            "grad_clip_mode": grad_clip_mode,
+        }
+        self._arguments = {**options, **sizes, "blocks": blocks, "recurrent_init": recurrent_init}
 
         def unit(inputs: int, outputs: int) -> Unit:
-            return Unit(
-                inputs,
-                outputs,
-                nonlinearity=nonlinearity,
-                bias=bias,
-                dropout=dropout,
-                zoneout=zoneout,
-                norm=norm,
-                norm_position=norm_position,
-                norm_steps=norm_steps,
-                recurrent_max=recurrent_max,
-                recurrent_init=next(inits),
-                grad_clip=grad_clip,
-                grad_clip_mode=grad_clip_mode,
-                device=device,
-                dtype=dtype,
-            )
+            place: dict[str, Any] = {"device": device, "dtype": dtype}
+            init = next(inits)
+            return Unit(inputs, outputs, zoneout=zoneout, recurrent_init=init, **options, **place)
 
         features = 6 * growth if first_features is None else first_features or input_size
         self.first = unit(input_size, features) if first_features != 0 else None
@@ -264,6 +274,10 @@ class DenseIndRNN(Stack):
             self.blocks.append(nn.ModuleDict(parts))
         self.output_size = features
 
+    def extra_repr(self) -> str:
+        """The arguments that are not what they are by default."""
+        return describe_arguments(DenseIndRNN, self, self._arguments)
+
     def _units(self) -> list[Unit]:
         return [module for module in self.modules() if isinstance(module, Unit)]
 
@@ -276,7 +290,7 @@ class DenseIndRNN(Stack):
         sequences: Sequences,
         state: Tensor | None,
         reverse: bool = False,
-        first_step: int = 0,
+        first_step: int | None = 0,
     ) -> tuple[Tensor, Tensor]:
         sizes = [unit.hidden_size for unit in self._units()]
         starts = iter([None] * len(sizes) if state is None else state.split(sizes, -1))
@@ -329,6 +343,7 @@ class Bidirectional(Stack):
             raise ValueError("factory must make a new stack at each call, but made one twice")
         self.input_size, self.batch_first = self.forwards.input_size, self.forwards.batch_first
         self.zoneout = self.forwards.zoneout
+        self.output_size = self.forwards.output_size + self.backwards.output_size
 
     def state_shape(self) -> tuple[int, ...]:
         first, *rest = self.forwards.state_shape()
@@ -340,7 +355,7 @@ class Bidirectional(Stack):
         sequences: Sequences,
         state: Tensor | None,
         reverse: bool = False,
-        first_step: int = 0,
+        first_step: int | None = 0,
     ) -> tuple[Tensor, Tensor]:
         # States are (L, B, H) or (B, units): the first dimension, or the units, count twice.
         along = -1 if len(self.forwards.state_shape()) == 1 else 0
@@ -354,6 +369,6 @@ class Bidirectional(Stack):
             ends.append(h_n)
         return sequences.concatenate(outputs), torch.cat(ends, along)
 
-    def step(self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0):
+    def step(self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None):
         """Not for a stream, whose end is not known: raises a ValueError."""
         raise ValueError("step needs one direction: a Bidirectional reads the sequence's end first")

@@ -3,9 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from .checks import GradClipMode, Nonlinearity, check_bools, check_options
+from .checks import (
+    GradClipMode,
+    Nonlinearity,
+    check_bools,
+    check_floating,
+    check_options,
+    check_state,
+)
+from .describe import describe_arguments
 from .functional import indrnn, run_step, takes_step
-from .units import RecurrentInit, check_recurrent_max, check_sizes, reset_unit
+from .units import RecurrentInit, check_dtype, check_recurrent_max, check_sizes, reset_unit
 
 
 class IndRNNCell(nn.Module):
@@ -50,6 +58,9 @@ class IndRNNCell(nn.Module):
         check_bools(bias=bias)
         check_options(nonlinearity, grad_clip, grad_clip_mode)
         check_recurrent_max(recurrent_max)
+        check_dtype(dtype)
+        if recurrent_init is not None and not callable(recurrent_init):
+            raise TypeError(f"recurrent_init must be a function or None, but is {recurrent_init!r}")
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.nonlinearity, self.recurrent_max = nonlinearity, recurrent_max
         self.recurrent_init = recurrent_init
@@ -78,9 +89,9 @@ class IndRNNCell(nn.Module):
         Returns:
             The next state, (B, H) or (H,).
         """
-        for name, value in (("input", input), ("hx", hx)):
-            if not isinstance(value, Tensor) and (name == "input" or value is not None):
-                raise TypeError(f"{name} must be a tensor, but is {type(value).__name__}")
+        check_floating("input", input)
+        if hx is not None:
+            check_state("hx", hx)
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"input must be (batch, {self.input_size}) or ({self.input_size},), "
@@ -106,4 +117,5 @@ class IndRNNCell(nn.Module):
         return h_n.reshape(expected)
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity}"
+        """The arguments that are not what they are by default."""
+        return describe_arguments(IndRNNCell, self, {})

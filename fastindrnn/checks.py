@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 Nonlinearity = Literal["relu", "identity", "hardtanh", "relu6", "tanh"]
 GradClipMode = Literal["message", "result"]
 Strategy = Literal["auto", "fused", "split"]
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_bools(**values: object) -> None:
@@ -70,7 +70,7 @@ def check_rows(
     name: str, x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None, resets: Tensor | None
 ) -> None:
     """Raises a TypeError or ValueError unless x are rows of numbers and the others fit them."""
-    _check_floating(name, x)
+    check_floating(name, x)
     if cu_seqlens is None and x.dim() != 3:
         raise ValueError(f"{name} must be (batch, time, channels), but is {_shape(x)}")
     if cu_seqlens is not None and x.dim() != 2:
@@ -90,12 +90,12 @@ def check_recurrence(
 ) -> None:
     """Raises a TypeError or ValueError unless u and h0 are those of N neurons, for the sequences of
     rows x."""
-    _check_floating("u", u)
+    check_floating("u", u)
     _check_shape("u", u, (N,))
     _check_device("u", u, x.device)
     if h0 is not None:
         B = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        _check_floating("h0", h0)
+        check_floating("h0", h0)
         _check_shape("h0", h0, (B, N))
         _check_device("h0", h0, x.device)
 
@@ -112,8 +112,8 @@ def check_layer(
     rows."""
     if cu_seqlens is None and _is_plain_layer(x, weight, bias, u, h0):
         return
-    _check_floating("input", x)
-    _check_floating("weight", weight)
+    check_floating("input", x)
+    check_floating("weight", weight)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"weight must be (hidden, {x.shape[-1]}) for x {_shape(x)}, but is {_shape(weight)}"
@@ -121,7 +121,7 @@ def check_layer(
     _check_like("weight", weight, x)
     N = weight.shape[0]
     if bias is not None:
-        _check_floating("bias", bias)
+        check_floating("bias", bias)
         _check_shape("bias", bias, (N,))
         _check_like("bias", bias, x)
     check_recurrence(x, N, u, h0, cu_seqlens)
@@ -132,7 +132,7 @@ def _is_plain_layer(
 ) -> bool:
     """Whether all is as it mostly is: one question, for a step takes no longer than the rest."""
     dtype, device = x.dtype, x.device
-    if dtype not in _FLOATING:
+    if dtype not in FLOATING:
         return False
     for tensor in (weight, u, bias, h0):
         if tensor is not None and (
@@ -160,9 +160,19 @@ def _check_tensor(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor, but is {type(x).__name__}")
 
 
-def _check_floating(name: str, x: Tensor) -> None:
+def check_state(name: str, state: Tensor) -> None:
+    """Raises a TypeError unless the state that a caller gives is a tensor."""
+    if isinstance(state, tuple):
+        raise TypeError(
+            f"{name} must be a tensor, but is tuple: there is no c as in an LSTM, pass h alone"
+        )
+    _check_tensor(name, state)
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Raises a TypeError unless it is a tensor of a dtype that the recurrence computes with."""
     _check_tensor(name, x)
-    if x.dtype not in _FLOATING:
+    if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, but is {x.dtype}")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import GradClipMode, Nonlinearity, check_bools, check_options
+from .describe import describe_arguments
 from .functional import run_layer, run_stack, run_step, takes_step
 from .norm import Norm, NormPosition, check_norm, make_norm, reset_norm
 from .ops import backend
@@ -16,6 +17,7 @@ from .units import (
     Device,
     RecurrentInit,
     Stack,
+    check_dtype,
     check_probabilities,
     check_recurrent_max,
     check_sizes,
@@ -64,7 +66,7 @@ class IndRNN(Stack):
     differs from it: take the output for a classifier.
 
     Parameters: `weight_ih_l0` (H, I), in later layers (H, D*H); `weight_hh_l0` (H,), which is u;
-    `bias_ih_l0` (H,); `_reverse` behind each for the second direction.
+    `bias_ih_l0` (H,); `_reverse` behind each for the second direction. `output_size` is D*H.
 
     Memory: without norm, zoneout and dropout a training step keeps the input and the output of each
     layer, and nothing else of their size; with `lengths` the input's copy without padding, from a
@@ -114,6 +116,7 @@ class IndRNN(Stack):
         check_norm(norm, norm_position, norm_steps)
         check_probabilities(dropout=dropout, zoneout=zoneout)
         check_recurrent_max(recurrent_max)
+        check_dtype(dtype)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout acts between layers: with num_layers=1 it does nothing", stacklevel=2
@@ -124,7 +127,9 @@ class IndRNN(Stack):
         self.zoneout, self.norm, self.recurrent_max = zoneout, norm, recurrent_max
         self.recurrent_init = spread_init(recurrent_init, num_layers)
         self.grad_clip, self.grad_clip_mode = grad_clip, grad_clip_mode
+        self._arguments = {"norm_steps": norm_steps, "recurrent_init": recurrent_init}
         directions = 2 if bidirectional else 1
+        self.output_size = hidden_size * directions
         for layer in range(num_layers):
             size = input_size if layer == 0 else hidden_size * directions
             for suffix in self._suffixes(layer):
@@ -172,7 +177,7 @@ class IndRNN(Stack):
         sequences: Sequences,
         state: Tensor | None,
         reverse: bool = False,
-        first_step: int = 0,
+        first_step: int | None = 0,
     ) -> tuple[Tensor, Tensor]:
         if sequences.are_whole() and x.shape[1] == 1 and self._takes_steps(x, state):
             y, last = self._step(x.squeeze(1), state)
@@ -261,7 +266,7 @@ class IndRNN(Stack):
         return h, h_n.chunk(2, -1)
 
     def step(
-        self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0
+        self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None
     ) -> tuple[Tensor, Tensor]:
         if self.bidirectional:
             raise ValueError("step needs one direction, but this IndRNN is bidirectional")
@@ -291,21 +296,5 @@ class IndRNN(Stack):
     step.__doc__ = Stack.step.__doc__
 
     def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {
-            "num_layers": 1,
-            "nonlinearity": "relu",
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-            "zoneout": 0.0,
-            "norm": None,
-            "recurrent_max": None,
-            "grad_clip": None,
-        }
-        for name, default in defaults.items():
-            value = getattr(self, name)
-            if value != default:
-                parts.append(f"{name}={value}")
-        return ", ".join(parts)
+        """The arguments that are not what they are by default."""
+        return describe_arguments(IndRNN, self, self._arguments)

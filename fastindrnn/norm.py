@@ -70,10 +70,15 @@ class StepBatchNorm(nn.Module):
         self.running_mean.zero_()
         self.running_var.fill_(1)
 
-    def forward(self, x: Tensor, sequences: Sequences, first_step: int = 0) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences, first_step: int | None = 0) -> Tensor:
         """x: (B, T, features) or (total, features), each sequence from its step `first_step` on."""
         if x.numel() == 0:
             return x
+        if first_step is None:
+            raise ValueError(
+                "time_step must say which step of its sequence the input begins with, because a "
+                "state is given and norm='batch_per_step' has statistics for each step; but is None"
+            )
         step = sequences.steps(x)
         wide = x if x.dtype == torch.float64 else x.float()
         if self.training:
@@ -120,7 +125,9 @@ class StepBatchNorm(nn.Module):
         return f"{self.num_features}, steps={self.steps}"
 
 
-def normalize(norm: nn.Module | None, x: Tensor, sequences: Sequences, first_step: int) -> Tensor:
+def normalize(
+    norm: nn.Module | None, x: Tensor, sequences: Sequences, first_step: int | None
+) -> Tensor:
     """x (B, T, channels) or (total, channels) after the norm; x itself without one.
 
     Batch norm has statistics over all sequences and steps together, which is what the IndRNN
@@ -130,7 +137,7 @@ def normalize(norm: nn.Module | None, x: Tensor, sequences: Sequences, first_ste
         norm: a `StepBatchNorm`, or a module that maps (rows, channels) to the same shape.
         x: the values, in any order of batch and time in memory.
         sequences: which of the values are padding.
-        first_step: the time step of each sequence that x begins with.
+        first_step: the time step of each sequence that x begins with; None if it is not known.
     """
     if norm is None or x.numel() == 0:
         return x
@@ -237,3 +244,16 @@ def reset_norm(norm: nn.Module | None) -> None:
     reset = getattr(norm, "reset_parameters", None)
     if reset is not None:
         reset()
+
+
+def refuse_step(stack: nn.Module) -> None:
+    """Raises a ValueError if a batch norm of the stack would learn from the step of a stream.
+
+    A `StepBatchNorm` may: its statistics are of one step.
+    """
+    for name, part in stack.named_modules():
+        if isinstance(part, _BatchNorm) and part.training:
+            raise ValueError(
+                f"step needs a stack in evaluation mode, but its batch norm {name} is in training "
+                "mode, with statistics over all steps: call eval() first"
+            )

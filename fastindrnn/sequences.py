@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import check_lengths, check_resets
+from .checks import check_floating, check_lengths, check_resets, check_state
 
 Leave = Callable[[Tensor], Tensor | PackedSequence]
 
@@ -127,8 +127,7 @@ class Entered:
     def states(self, hx: Tensor, shape: tuple[int, ...], name: str = "hx") -> Tensor:
         """Given states (..., B, units), checked, in the order of the rows' sequences."""
         expected = (*shape[:-1], *((self.sequences.batch,) if self.has_batch else ()), shape[-1])
-        if not isinstance(hx, Tensor):
-            raise TypeError(f"{name} must be a tensor, but is {type(hx).__name__}")
+        check_state(name, hx)
         if hx.shape != expected:
             raise ValueError(f"{name} must be {expected}, but is {tuple(hx.shape)}")
         hx = hx if self.has_batch else hx.unsqueeze(-2)
@@ -156,6 +155,7 @@ def enter(
         if input.data.dim() != 2 or input.data.shape[1] != features:
             shape = tuple(input.data.shape)
             raise ValueError(f"input's data must be (rows, {features}), but is {shape}")
+        check_floating("input's data", input.data)
         return _enter_packed(input)
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a tensor or PackedSequence, but is {type(input).__name__}")
@@ -164,6 +164,7 @@ def enter(
             f"input must be (time, {features}) or of 3 dimensions, the last {features}, "
             f"but is {tuple(input.shape)}"
         )
+    check_floating("input", input)
     if resets is not None:
         check_resets(resets, input.shape[:-1], input.device)
     if input.dim() == 2:

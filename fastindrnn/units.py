@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import init
-from .checks import GradClipMode, Nonlinearity
+from .checks import FLOATING, GradClipMode, Nonlinearity, check_floating
 from .functional import indrnn_scan, run_layer
-from .norm import Norm, NormPosition, make_norm, normalize, reset_norm
+from .norm import Norm, NormPosition, make_norm, normalize, refuse_step, reset_norm
 from .sequences import Sequences, enter
 from .zoneout import zoneout_scan
 
@@ -54,6 +54,16 @@ def check_recurrent_max(recurrent_max: float | None) -> None:
         )
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises a TypeError or ValueError unless parameters can be of it."""
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype or None, but is {type(dtype).__name__}")
+    if dtype not in FLOATING:
+        raise ValueError(f"dtype must be float32, float64, bfloat16 or float16, but is {dtype}")
+
+
 def check_step(x_t: Tensor, features: int) -> None:
     """Raises a TypeError or ValueError unless it is the input of a step."""
     if not isinstance(x_t, Tensor):
@@ -70,11 +80,15 @@ def spread_init(
     """One initialiser of u for each of the layers."""
     if recurrent_init is None or callable(recurrent_init):
         return [recurrent_init] * layers
+    if not isinstance(recurrent_init, Sequence) or isinstance(recurrent_init, str):
+        raise TypeError(
+            f"recurrent_init must be a function, or a sequence with one or None for each layer, "
+            f"but is {recurrent_init!r}"
+        )
     inits = list(recurrent_init)
     if not all(each is None or callable(each) for each in inits):
         raise TypeError(
-            f"recurrent_init must be a function, or one or None for each layer, "
-            f"but is {recurrent_init!r}"
+            f"recurrent_init must hold a function or None for each layer, but is {recurrent_init!r}"
         )
     if len(inits) != layers:
         raise ValueError(
@@ -112,7 +126,7 @@ def run_unit(
     h0: Tensor | None,
     norm: nn.Module | None,
     norm_position: NormPosition,
-    first_step: int,
+    first_step: int | None,
     zoneout: float,
     training: bool,
     reverse: bool,
@@ -187,7 +201,12 @@ class Unit(nn.Module):
         reset_norm(self.norm)
 
     def forward(
-        self, x: Tensor, sequences: Sequences, h0: Tensor | None, reverse: bool, first_step: int
+        self,
+        x: Tensor,
+        sequences: Sequences,
+        h0: Tensor | None,
+        reverse: bool,
+        first_step: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Rows x and a state (B, H) to rows and the last state."""
         parts = self.weight_ih, self.bias_ih, self.weight_hh, h0, self.norm, self.norm_position
@@ -203,12 +222,21 @@ class Unit(nn.Module):
 
 
 class Stack(nn.Module):
-    """What `IndRNN` and all stacks share: the forms of input and state, streaming.
+    """What `IndRNN`, `ResidualIndRNN`, `DenseIndRNN` and `Bidirectional` share: the forms of input
+    and state, and streaming.
 
-    Subclasses set `input_size`, `batch_first` and `zoneout` and give `state_shape` and `run_rows`.
+    `isinstance(module, Stack)` finds them in a model. A subclass of your own sets the attributes
+    below and gives the methods `state_shape` and `run_rows`; `forward` and `step` come from here.
+
+    Attributes:
+        input_size: features of the input.
+        output_size: features of the output.
+        batch_first: whether inputs and outputs are (B, T, features), not (T, B, features).
+        zoneout: probability of zoneout, 0 without it.
     """
 
     input_size: int
+    output_size: int
     batch_first: bool
     zoneout: float
 
@@ -222,7 +250,7 @@ class Stack(nn.Module):
         sequences: Sequences,
         state: Tensor | None,
         reverse: bool = False,
-        first_step: int = 0,
+        first_step: int | None = 0,
     ) -> tuple[Tensor, Tensor]:
         """Rows and states (..., B, units) to rows and the last states."""
         raise NotImplementedError
@@ -234,17 +262,22 @@ class Stack(nn.Module):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
+        time_step: int | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """The output at each step and the last states.
 
         Args:
             input: (T, B, I); with batch_first (B, T, I); (T, I) for one sequence without a batch;
                 or a PackedSequence.
-            hx: initial states, of the shape of h_n; zeros if None.
+            hx: initial states, of the shape of h_n; zeros if None. Where h_n of one chunk of a
+                stream is hx of the next, |u| must be 1 at most (`recurrent_max_for(None)`): with a
+                larger one the states grow from chunk to chunk until they overflow.
             lengths: (B,) integer tensor on the input's device: steps from there on are padding;
                 their output is 0.
             resets: booleans of the input's first two dimensions: such a step starts a new sequence,
                 in both directions.
+            time_step: which step of its sequence the input begins with; it matters for
+                norm="batch_per_step" alone, which needs it where `hx` is given. 0 if None.
 
         A PackedSequence takes neither `lengths` nor `resets`; its states are in the caller's order.
 
@@ -260,11 +293,12 @@ class Stack(nn.Module):
         if self.zoneout and (resets is not None or isinstance(input, PackedSequence)):
             raise ValueError("zoneout needs padded sequences without resets")
         state = None if hx is None else entered.states(hx, self.state_shape())
-        x, h_n = self.run_rows(entered.x, entered.sequences, state)
+        first_step = _first_step(time_step, hx)
+        x, h_n = self.run_rows(entered.x, entered.sequences, state, first_step=first_step)
         return entered.leave(x), entered.last(h_n)
 
     def step(
-        self, x_t: Tensor, state: Tensor | None = None, *, time_step: int = 0
+        self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """One time step, for streams: after `eval()` the numbers of the full pass, to rounding.
 
@@ -275,16 +309,35 @@ class Stack(nn.Module):
             x_t: (B, I) or (I,).
             state: as h_n of the full pass; zeros if None.
             time_step: which step of the sequence this is; it matters for norm="batch_per_step"
-                alone.
+                alone, which needs it where `state` is given. 0 if None.
 
         Returns:
             y_t (B, features) or (features,), and the state for the next step.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; the stack is in training mode and has
+                batch norm, whose statistics are over all steps.
         """
         check_step(x_t, self.input_size)
+        check_floating("x_t", x_t)
+        if self.training:
+            refuse_step(self)
+        first_step = _first_step(time_step, state)
         has_batch = x_t.dim() == 2
         entered = enter(x_t.unsqueeze(-2), self.input_size, True, None, None)
         if state is not None:
             state = entered.states(state, self.state_shape(), "state")
-        y, state = self.run_rows(entered.x, entered.sequences, state, first_step=time_step)
+        y, state = self.run_rows(entered.x, entered.sequences, state, first_step=first_step)
         y = y[:, 0] if has_batch else y[0, 0]
         return y, entered.last(state)
+
+
+def _first_step(time_step: int | None, state: Tensor | None) -> int | None:
+    """The time step that an input begins with; None if nobody said and it need not be the first."""
+    if time_step is None:
+        return 0 if state is None else None
+    if isinstance(time_step, bool) or not isinstance(time_step, int):
+        raise TypeError(f"time_step must be an int or None, but is {type(time_step).__name__}")
+    if time_step < 0:
+        raise ValueError(f"time_step must be at least 0, but is {time_step}")
+    return time_step

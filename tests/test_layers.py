@@ -255,7 +255,7 @@ def test_copies():
     fresh.load_state_dict(rnn.state_dict())
     torch.testing.assert_close(fresh(x), rnn(x))
     assert fresh.flatten_parameters() is None
-    assert repr(rnn) == "IndRNN(5, 7, num_layers=2, bidirectional=True)"
+    assert repr(rnn) == "IndRNN(5, 7, num_layers=2, bidirectional=True, recurrent_init=identity_)"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

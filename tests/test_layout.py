@@ -20,6 +20,7 @@ RANK = {
     "kernels": 0,
     "second_order": 0,
     "checks": 0,
+    "describe": 0,
     "flops": 1,
     "vmap": 1,
     "ops": 2,
