@@ -28,7 +28,7 @@ def test_there_are_pages_with_python():
 
 
 @pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of torch.onnx
+@pytest.mark.filterwarnings("ignore:.*isinstance:FutureWarning")  # of torch.onnx
 def test_python_runs(page):
     """One block after the other, each with what those before it have made."""
     names = {"__name__": "page"}
