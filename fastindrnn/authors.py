@@ -48,8 +48,8 @@ def load_authors(
             before 2019 (`cells.0`, `h0`).
 
     Returns:
-        What is not the stack's. Of a classifier: the head's weight and bias, which
-        `nn.Linear.load_state_dict` takes; empty if there is none. Of a language model:
+        What is not the stack's. Of a classifier the head's weight and bias, which
+        `nn.Linear.load_state_dict` takes; empty if there is none. Of a language model
         `encoder.weight`, `decoder.weight` and `decoder.bias`; `last_fc...` and `last_indrnn...`,
         the layer for the second call; `extra_bn...`, with bn_before, the parts of the
         `fastindrnn.norm.StepBatchNorm` in front of the decoder.

@@ -24,8 +24,8 @@ class IndRNNCell(nn.Module):
     the cell's, step by step.
 
     Args:
-        input_size, hidden_size, bias, nonlinearity, recurrent_max, grad_clip, grad_clip_mode,
-            device, dtype: as in `IndRNN`.
+        input_size, hidden_size, bias, nonlinearity: as in `IndRNN`.
+        recurrent_max, grad_clip, grad_clip_mode, device, dtype: as in `IndRNN`.
         recurrent_init: one function that fills u in place, or None.
 
     Raises:

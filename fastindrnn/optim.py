@@ -22,8 +22,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         weight_decay: of the first group, at least 0.
 
     Returns:
-        [{"params": ..., "weight_decay": weight_decay}, {"params": ..., "weight_decay": 0.0}]; each
-        parameter is in one of them, once.
+        Two dictionaries with the keys "params" and "weight_decay", whose weight decay is
+        `weight_decay` and 0; each parameter is in one of them, once.
 
     Raises:
         ValueError: weight_decay is negative or not a number.

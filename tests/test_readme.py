@@ -1,6 +1,7 @@
 """What README.md shows works: its Python runs, its commands are those of .ci/run and of bench."""
 
 import importlib.metadata
+import json
 import re
 import shlex
 import subprocess
@@ -56,6 +57,57 @@ def test_main_job_starts(tmp_path):
     small = ["--steps", "3", "--length", "20", "--hidden", "8", "--out", str(tmp_path)]
     subprocess.run([sys.executable, *words[1:], *small], cwd=ROOT, check=True)
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def result(name):
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def percent(*shares):
+    return ", ".join(f"{100 * share:.1f} %" for share in shares)
+
+
+def words(text):
+    """The text with each gap as one blank: where a line ends does not matter."""
+    return " ".join(text.split())
+
+
+def test_accuracy_is_as_measured():
+    plain, residual = result("mnist-plain-cpu"), result("mnist-residual-cpu")
+    permuted = [result(f"mnist-permuted-seed{seed}-cpu") for seed in (0, 1)]
+    adding = result("adding-cpu")["models"]["IndRNN"]
+    runs = {
+        "MNIST in order, 1 and 2 epochs": [(plain, 0), (plain, 1)],
+        "MNIST in order, 1 epoch": [(residual, 0)],
+        "MNIST permuted, 1 epoch, seeds 0 and 1": [(run, 0) for run in permuted],
+    }
+    for task, epochs in runs.items():
+        lines = [run["validations"][epoch] for run, epoch in epochs]
+        here = percent(*(line["accuracy"] for line in lines))
+        published = ", ".join(dict.fromkeys(f"{line['authors']} %" for line in lines))
+        count = f"{epochs[0][0]['parameters']:,}"
+        assert re.search(
+            rf"^\| {task} \| .* \| {count} \| {here} \| {published} \|$", README, re.MULTILINE
+        ), (task, count, here, published)
+    count, steps = f"{adding['parameters']:,}", f"{adding['steps_to_target']:,}"
+    assert re.search(rf"^\| adding problem.* \| {count} \| {steps} \|", README, re.MULTILINE)
+    minutes, seconds = divmod(round(adding["seconds"]), 60)
+    assert f"It took {steps} steps and {minutes} min {seconds} s" in README
+    last = [percent(run["curve"][-1]["accuracy"]) for run in permuted]
+    assert f"they are right in {last[0]} and {last[1]} of the images" in words(README)
+    settled = percent(permuted[1]["validations"][0]["settled_accuracy"])
+    assert f"the second run has {settled}." in words(README)
+
+
+def test_memory_is_as_measured():
+    """The sentence of the opening; the tables and plots of speed are drawn, and not written."""
+    held = {}
+    for row in result("speed-cpu")["rows"]:
+        if row.get("bytes") and row["name"] in ("IndRNN", "nn.LSTM"):
+            case = tuple(row[key] for key in ("B", "T", "N", "dtype", "what"))
+            held.setdefault(case, {})[row["name"]] = row["bytes"]
+    least = min(both["nn.LSTM"] / both["IndRNN"] for both in held.values() if len(both) == 2)
+    assert f"holds at least {int(least)} times as much memory" in words(README)
 
 
 def test_links_inside_the_repository_exist():
