@@ -10,12 +10,15 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from . import IndRNN, __version__, backend
-from .memory import LayerMemory, plot, read_memory
 from .ops import cpu_threads
+
+if TYPE_CHECKING:
+    from .memory import LayerMemory
 
 
 def _version(package: str) -> str:
@@ -80,6 +83,8 @@ def _has_triton() -> bool:
 
 def inspect(checkpoint: Path, out: Path) -> int:
     """Prints a line for each recurrence in a checkpoint and draws them; 2 if that cannot be."""
+    from .memory import plot, read_memory  # whose packages the report does without
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -109,7 +114,7 @@ def inspect(checkpoint: Path, out: Path) -> int:
     return 0
 
 
-def _print_table(layers: Sequence[LayerMemory]) -> None:
+def _print_table(layers: "Sequence[LayerMemory]") -> None:
     width = max(5, *(len(layer.name) for layer in layers))
     print(
         f"{'layer':<{width}}  neurons    u min  median     max  |u|>=1  "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -110,7 +111,7 @@ def read_memory(
             arguments = batch if isinstance(batch, tuple) else (batch,)
             for name, calls in _watch(source, arguments, {}).items():
                 for h in calls:
-                    silent = (h == 0).flatten(0, -2).all(0).cpu()
+                    silent = reduce(h == 0, "... neurons -> neurons", "all").cpu()
                     dead[name] = silent & dead.get(name, silent)
     return [
         LayerMemory(name, u.detach().double().cpu(), dead.get(name)) for name, u in found.items()
@@ -209,11 +210,12 @@ def _draw_activity(
         return
     order = layer.u.abs().argsort()
     shown = order[torch.linspace(0, len(order) - 1, min(neurons, len(order))).round().long()]
-    rows = (h[0] if h.dim() == 3 else h).detach().float().cpu()[:, shown].T
+    states_shown = (h[0] if h.dim() == 3 else h).detach().float().cpu()[:, shown]
     # Long memory grows large: on one scale for all, the other neurons would not be seen.
-    peaks = rows.abs().amax(1, keepdim=True)
-    rows = rows / torch.where(peaks > 0, peaks, 1.0)
-    image = axes.imshow(rows.tolist(), aspect="auto", interpolation="nearest", origin="lower")
+    peaks = reduce(states_shown.abs(), "steps neurons -> 1 neurons", "max")
+    scaled = states_shown / torch.where(peaks > 0, peaks, 1.0)
+    pixels = rearrange(scaled, "steps neurons -> neurons steps")
+    image = axes.imshow(pixels.tolist(), aspect="auto", interpolation="nearest", origin="lower")
     axes.figure.colorbar(image, ax=axes, label="of its own peak")
     title = "activity" if layer.dead is None else f"activity, {int(layer.dead.sum())} dead"
     axes.set_title(title, fontsize="small")

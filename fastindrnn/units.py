@@ -3,7 +3,7 @@ out."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -254,6 +254,26 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Rows and states (..., B, units) to rows and the last states."""
         raise NotImplementedError
+
+    if TYPE_CHECKING:  # nn.Module calls `forward` and does not say what that returns
+
+        @overload
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            *,
+            lengths: Tensor | None = None,
+            resets: Tensor | None = None,
+            time_step: int | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
+
+        @overload
+        def __call__(
+            self, input: PackedSequence, hx: Tensor | None = None, *, time_step: int | None = None
+        ) -> tuple[PackedSequence, Tensor]: ...
+
+        def __call__(self, *args: Any, **options: Any) -> Any: ...
 
     def forward(
         self,

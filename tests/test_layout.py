@@ -36,7 +36,6 @@ RANK = {
     "layers": 8,
     "cell": 8,
     "blocks": 8,
-    "authors": 9,
     "fold": 9,
     "memory": 9,
     "interop": 10,

@@ -1,21 +1,26 @@
-"""The authors' PyTorch networks, in and out; and the checks of state dicts that others share."""
+"""The authors' PyTorch networks, in and out."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blocks import DenseIndRNN, ResidualIndRNN
-from .cell import IndRNNCell
-from .layers import IndRNN
-from .norm import StepBatchNorm
-from .units import Unit
-
-# Names with values that torch.as_tensor takes: tensors, or NumPy arrays as TensorFlow gives them.
-State = Mapping[str, Any]
+from ..blocks import DenseIndRNN, ResidualIndRNN
+from ..cell import IndRNNCell
+from ..layers import IndRNN
+from ..norm import StepBatchNorm
+from ..units import Unit
+from .states import (
+    State,
+    check_eps,
+    check_mapping,
+    check_nonlinearity,
+    check_state,
+    copy_into,
+    norms_of,
+)
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HEADS = ("classifier.", "lastfc.")
@@ -66,6 +71,7 @@ def load_authors(
         >>> rest = load_authors(last, load_authors(stack, torch.load(path)))  # doctest: +SKIP
     """
     names = _authors_names(module)
+    check_mapping("state", state)
     given = {_modern(key): value for key, value in state.items() if not _is_h0(key)}
     if isinstance(module, IndRNN) and not any(key.startswith("DIs.") for key in given):
         given = {_as_layer(key): value for key, value in given.items()}
@@ -91,7 +97,16 @@ def to_authors(module: IndRNN | IndRNNCell | ResidualIndRNN | DenseIndRNN) -> di
 
     The counters of batches of norms per step, which the module does not have, are 0.
 
-    Raises, source: as `load_authors`, whose inverse it is.
+    Args:
+        module: as `load_authors` takes it, whose inverse this is.
+
+    Returns:
+        Tensors by the authors' names.
+
+    Raises:
+        TypeError, ValueError: the module does not fit.
+
+    Source: github.com/Sunnydreamrain/IndRNN_pytorch.
     """
     names = _authors_names(module)
     state = {names[key]: value.detach().clone() for key, value in module.state_dict().items()}
@@ -100,54 +115,6 @@ def to_authors(module: IndRNN | IndRNNCell | ResidualIndRNN | DenseIndRNN) -> di
         for key in norms:
             state[key.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
     return state
-
-
-def check_state(state: State, shapes: Mapping[str, tuple[int, ...]], where: str = "state") -> State:
-    """The values as tensors; a ValueError unless names and shapes are those of `shapes`."""
-    for key, shape in shapes.items():
-        if key not in state:
-            raise ValueError(f"{where} lacks {key!r}, which must be {shape}")
-    checked = {}
-    for key, value in state.items():
-        checked[key] = torch.as_tensor(value)
-        shape = tuple(checked[key].shape)
-        if key not in shapes:
-            known = ", ".join(shapes) if len(shapes) <= 3 else f"{len(shapes)} names of the module"
-            raise ValueError(f"{where} must hold only {known}, but also has {key!r}, {shape}")
-        if shape != shapes[key]:
-            raise ValueError(f"{where}'s {key!r} must be {shapes[key]}, but is {shape}")
-    return checked
-
-
-@torch.no_grad()
-def copy_into(values: State, targets: Mapping[str, Tensor]) -> None:
-    """Fills each target with the value of its key."""
-    for key, target in targets.items():
-        target.copy_(values[key])
-
-
-def check_nonlinearity(module: nn.Module, *expected: str) -> None:
-    """Raises a ValueError unless the module's nonlinearity is one of these."""
-    nonlinearity = getattr(module, "nonlinearity", None)
-    if nonlinearity not in expected:
-        raise ValueError(
-            f"module's nonlinearity must be {' or '.join(map(repr, expected))}, "
-            f"but is {nonlinearity!r}"
-        )
-
-
-def norms_of(module: nn.Module) -> dict[str, nn.Module]:
-    """The norms of the recurrences within a module, by name."""
-    names = re.compile(r"(.*\.)?norm(_l\d+(_reverse)?)?")
-    return {name: part for name, part in module.named_modules() if names.fullmatch(name)}
-
-
-def check_eps(module: nn.Module) -> None:
-    """Raises a ValueError unless the module's norms have the eps of the other implementations."""
-    for name, norm in norms_of(module).items():
-        eps = getattr(norm, "eps", None)
-        if eps != 1e-5:
-            raise ValueError(f"module's norms must have eps=1e-05, but {name} has eps={eps}")
 
 
 def _is_h0(key: str) -> bool:
