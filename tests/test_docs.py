@@ -48,15 +48,34 @@ def site(tmp_path_factory):
     return folder
 
 
+def api(site):
+    """The API pages, one after the other."""
+    return " ".join(page.read_text(encoding="utf-8") for page in sorted(site.glob("api/*.html")))
+
+
 def test_every_public_name_has_its_place(site):
-    pages = " ".join(page.read_text(encoding="utf-8") for page in site.glob("api/*.html"))
-    text = html.unescape(re.sub(r"<[^>]*>", "", pages))
+    text = html.unescape(re.sub(r"<[^>]*>", "", api(site)))
     missing = [
         name
         for name in fastindrnn.__all__
         if not re.search(rf"\bfastindrnn\.{name}(?![.\w])", text)
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("module", ["fold", "init", "interop", "memory", "onnx"])
+def test_every_function_of_a_module_has_its_place(site, module):
+    """Of the modules whose names are not at the top level too."""
+    places = re.findall(rf'id="fastindrnn\.{module}\.(\w+)"', api(site))
+    names = {
+        name
+        for name, value in vars(getattr(fastindrnn, module)).items()
+        if not name.startswith("_")
+        and callable(value)
+        and value.__module__.startswith(f"fastindrnn.{module}")
+    }
+    assert names
+    assert names <= set(places)
 
 
 def test_pages_fetch_nothing(site):
