@@ -33,8 +33,12 @@ def fold_norms(module: Module) -> Module:
     Args:
         module: a stack, or any module with stacks in it. It is left as it is.
 
+    Returns:
+        The copy.
+
     Raises:
-        ValueError: a batch norm has no running statistics.
+        TypeError: module is no module.
+        ValueError: no stack is in it, or a batch norm has no running statistics.
 
     Source: y = w * (x - mean) / sqrt(var + eps) + b is affine in x; W (s * x + t) + b =
     (W * s) x + (W t + b).
@@ -43,10 +47,18 @@ def fold_norms(module: Module) -> Module:
         >>> rnn = IndRNN(10, 20, num_layers=6, norm="batch")
         >>> output, h_n = fold_norms(rnn)(torch.randn(5, 3, 10))
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
     folded = copy.deepcopy(module).eval()
+    stacks = _outer_stacks(folded)
+    if not stacks:
+        raise ValueError(
+            f"module must be or hold an IndRNN or another stack, but is a {type(module).__name__} "
+            "without one"
+        )
     with torch.no_grad():
-        for part in _outer_stacks(folded):
-            _fold(part)
+        for stack in stacks:
+            _fold(stack)
     return folded
 
 
@@ -59,6 +71,9 @@ def fold_norms_into(stack: Module, head: nn.Linear) -> tuple[Module, nn.Linear]:
     Args:
         stack: an `IndRNN` or another stack; its output is what `head` reads.
         head: an `nn.Linear` on the stack's features.
+
+    Returns:
+        The stack's copy and the head's.
 
     Raises:
         TypeError, ValueError: as `fold_norms`; `stack` is no stack, or `head` does not fit.

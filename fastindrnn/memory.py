@@ -8,7 +8,7 @@ section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,16 @@ def half_life(u: Tensor) -> Tensor:
     Returns:
         Half-lives in steps, float64, of u's shape; NaN where u is.
 
+    Raises:
+        TypeError: u is no tensor of a floating dtype.
+
     Example:
         >>> half_life(torch.tensor([0.0, 0.5, 1.0])).tolist()
         [0.0, 1.0, inf]
     """
+    if not isinstance(u, Tensor) or not u.is_floating_point():
+        given = u.dtype if isinstance(u, Tensor) else type(u).__name__
+        raise TypeError(f"u must be a tensor of a floating dtype, but is {given}")
     size = u.detach().double().abs()
     return torch.where(size >= 1, math.inf, math.log(0.5) / size.log())
 
@@ -90,6 +96,9 @@ def read_memory(
         batches: inputs to run a module on: each is its first argument, or a tuple of its arguments.
             A neuron is dead that is 0 at every step of all of them.
 
+    Returns:
+        One `LayerMemory` for each recurrence; none where the source has none.
+
     Raises:
         TypeError: `source` is neither; batches are given without a module, or are one tensor.
         ValueError: as `activity`.
@@ -106,7 +115,11 @@ def read_memory(
         if not isinstance(source, nn.Module):
             raise TypeError(f"batches need a module to run, but source is {type(source).__name__}")
         if isinstance(batches, Tensor):
-            raise TypeError("batches must be an iterable of inputs, as [x], but are one tensor")
+            raise TypeError("batches must be an iterable of inputs, as [x], but is one tensor")
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"batches must be an iterable of inputs, but is {type(batches).__name__}"
+            )
         for batch in batches:
             arguments = batch if isinstance(batch, tuple) else (batch,)
             for name, calls in _watch(source, arguments, {}).items():
@@ -132,6 +145,7 @@ def activity(module: nn.Module, *arguments: Any, **options: Any) -> dict[str, Te
         recurrence several times, as a loop over a cell does, T counts the steps of all calls.
 
     Raises:
+        TypeError: module is no module.
         ValueError: the calls of one recurrence have batches of different sizes; a layer has
             zoneout, whose mixed states no operator computes.
 
@@ -140,6 +154,8 @@ def activity(module: nn.Module, *arguments: Any, **options: Any) -> dict[str, Te
         >>> activity(rnn, torch.randn(5, 3, 10))["weight_hh_l1"].shape
         torch.Size([3, 5, 20])
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
     states = {}
     for name, calls in _watch(module, arguments, options).items():
         batches = {tuple(h.shape[:-2]) for h in calls}
@@ -152,7 +168,7 @@ def activity(module: nn.Module, *arguments: Any, **options: Any) -> dict[str, Te
 
 
 def plot(
-    layers: list[LayerMemory],
+    layers: Sequence[LayerMemory],
     states: Mapping[str, Tensor] | None = None,
     *,
     path: str | Path | None = None,
@@ -172,11 +188,20 @@ def plot(
         The figure. Neurons with an infinite half-life are counted in its titles, not drawn.
 
     Raises:
-        ValueError: there are no layers.
+        TypeError: an argument is of another kind.
+        ValueError: there are no layers, or no neurons to show.
         ModuleNotFoundError: matplotlib is not installed.
     """
+    if not isinstance(layers, Sequence) or not all(isinstance(x, LayerMemory) for x in layers):
+        raise TypeError(f"layers must be what read_memory returns, but is {type(layers).__name__}")
     if not layers:
-        raise ValueError("layers must hold at least one layer, but are empty")
+        raise ValueError("layers must hold at least one layer, but is empty")
+    if states is not None and not isinstance(states, Mapping):
+        raise TypeError(f"states must be what activity returns, but is {type(states).__name__}")
+    if isinstance(neurons, bool) or not isinstance(neurons, int):
+        raise TypeError(f"neurons must be an int, but is {type(neurons).__name__}")
+    if neurons < 1:
+        raise ValueError(f"neurons must be positive, but is {neurons}")
     from matplotlib.figure import Figure
 
     columns = 2 if states is None else 3
