@@ -71,7 +71,19 @@ class StepBatchNorm(nn.Module):
         self.running_var.fill_(1)
 
     def forward(self, x: Tensor, sequences: Sequences, first_step: int | None = 0) -> Tensor:
-        """x: (B, T, features) or (total, features), each sequence from its step `first_step` on."""
+        """The input with the mean 0 and the variance 1 in each feature and step, scaled and shifted.
+
+        Args:
+            x: (B, T, features) or (total, features).
+            sequences: where the sequences of x begin and end.
+            first_step: the time step of each sequence that x begins with; None if it is not known.
+
+        Returns:
+            The same form as x, 0 in the padding.
+
+        Raises:
+            ValueError: first_step is None; in training, the input has more steps than the norm.
+        """
         if x.numel() == 0:
             return x
         if first_step is None:
@@ -135,8 +147,8 @@ def normalize(
 
     Args:
         norm: a `StepBatchNorm`, or a module that maps (rows, channels) to the same shape.
-        x: the values, in any order of batch and time in memory.
-        sequences: which of the values are padding.
+        x: in any order of batch and time in memory.
+        sequences: where the sequences of x begin and end.
         first_step: the time step of each sequence that x begins with; None if it is not known.
     """
     if norm is None or x.numel() == 0:

@@ -3,7 +3,7 @@ out."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,15 @@ def check_step(x_t: Tensor, features: int) -> None:
         raise ValueError(
             f"x_t must be (batch, {features}) or ({features},), but is {tuple(x_t.shape)}"
         )
+
+
+def refuse_script(module: nn.Module) -> NoReturn:
+    """Raises a NotImplementedError that says what to do: `torch.jit.script` knows neither our
+    arguments that are given by name nor packed sequences."""
+    raise NotImplementedError(
+        f"torch.jit.script cannot compile an {type(module).__name__}: use torch.compile, or "
+        "torch.export for a program without Python"
+    )
 
 
 def spread_init(
@@ -239,6 +248,9 @@ class Stack(nn.Module):
     output_size: int
     batch_first: bool
     zoneout: float
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script(self)
 
     def state_shape(self) -> tuple[int, ...]:
         """The shape of the states, without the batch, which comes before the last dimension."""
