@@ -71,7 +71,7 @@ class StepBatchNorm(nn.Module):
         self.running_var.fill_(1)
 
     def forward(self, x: Tensor, sequences: Sequences, first_step: int | None = 0) -> Tensor:
-        """The input with the mean 0 and the variance 1 in each feature and step, scaled and shifted.
+        """x with mean 0 and variance 1 in each feature at each step, then scaled and shifted.
 
         Args:
             x: (B, T, features) or (total, features).

@@ -13,7 +13,7 @@ from . import init
 from .checks import FLOATING, GradClipMode, Nonlinearity, check_floating
 from .functional import indrnn_scan, run_layer
 from .norm import Norm, NormPosition, make_norm, normalize, refuse_step, reset_norm
-from .sequences import Sequences, enter
+from .sequences import Sequences, prepare_input
 from .zoneout import zoneout_scan
 
 RecurrentInit = Callable[[Tensor], object]
@@ -314,20 +314,21 @@ class Stack(nn.Module):
         A PackedSequence takes neither `lengths` nor `resets`; its states are in the caller's order.
 
         Returns:
-            output, of the input's form; h_n, the state of each recurrence after the last step of
-            its walk: the class says in which order. It is the recurrence's own state, before the
-            norm and the dropout behind it, so that with these the last output differs from it.
+            output, of the input's form; h_n, the state of each recurrence after the last step that
+            it computes (in reverse direction the first of the sequence): the class says in which
+            order. It is the recurrence's own state, before the norm and the dropout behind it, so
+            that with these the last output differs from it.
 
         Raises:
             TypeError, ValueError: an argument does not fit; raised before any computation.
         """
-        entered = enter(input, self.input_size, self.batch_first, lengths, resets)
+        prepared = prepare_input(input, self.input_size, self.batch_first, lengths, resets)
         if self.zoneout and (resets is not None or isinstance(input, PackedSequence)):
             raise ValueError("zoneout needs padded sequences without resets")
-        state = None if hx is None else entered.states(hx, self.state_shape())
+        state = None if hx is None else prepared.prepare_states(hx, self.state_shape())
         first_step = _first_step(time_step, hx)
-        x, h_n = self.run_rows(entered.x, entered.sequences, state, first_step=first_step)
-        return entered.leave(x), entered.last(h_n)
+        x, h_n = self.run_rows(prepared.x, prepared.sequences, state, first_step=first_step)
+        return prepared.restore(x), prepared.restore_states(h_n)
 
     def step(
         self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None
@@ -356,12 +357,12 @@ class Stack(nn.Module):
             refuse_step(self)
         first_step = _first_step(time_step, state)
         has_batch = x_t.dim() == 2
-        entered = enter(x_t.unsqueeze(-2), self.input_size, True, None, None)
+        prepared = prepare_input(x_t.unsqueeze(-2), self.input_size, True, None, None)
         if state is not None:
-            state = entered.states(state, self.state_shape(), "state")
-        y, state = self.run_rows(entered.x, entered.sequences, state, first_step=first_step)
+            state = prepared.prepare_states(state, self.state_shape(), "state")
+        y, state = self.run_rows(prepared.x, prepared.sequences, state, first_step=first_step)
         y = y[:, 0] if has_batch else y[0, 0]
-        return y, entered.last(state)
+        return y, prepared.restore_states(state)
 
 
 def _first_step(time_step: int | None, state: Tensor | None) -> int | None:
