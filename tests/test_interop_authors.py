@@ -45,7 +45,7 @@ def residual_network(position, blocks=2):
 
 
 def dense_network(position, growth=3, blocks=(2, 1), last=True):
-    net, features, walk = Authors(position), 6 * growth, []
+    net, features, parts = Authors(position), 6 * growth, []
 
     def unit(fc, recurrent, inputs, outputs):
         net.make_linear(fc, inputs, outputs)
@@ -55,22 +55,22 @@ def dense_network(position, growth=3, blocks=(2, 1), last=True):
     def concatenated(layer):
         return lambda x: torch.cat([x, layer(x)], 2)
 
-    walk.append(unit("features.fc0", "features.IndRNNwithBN0", K, features))
+    parts.append(unit("features.fc0", "features.IndRNNwithBN0", K, features))
     for i, layers in enumerate(blocks):
         for j in range(layers):
             name = f"features.denseblock{i + 1}.denselayer{j + 1}"
             one = unit(f"{name}.fc1", f"{name}.IndRNNwithBN1", features, 4 * growth)
             two = unit(f"{name}.fc2", f"{name}.IndRNNwithBN2", 4 * growth, growth)
-            walk.append(concatenated(lambda x, one=one, two=two: two(one(x))))
+            parts.append(concatenated(lambda x, one=one, two=two: two(one(x))))
             features += growth
         if i == len(blocks) - 1 and not last:
             break
         name = f"features.transition{i + 1}" if i < len(blocks) - 1 else "features.lastlayer"
-        walk.append(unit(f"{name}.fc", f"{name}.IndRNNwithBN", features, features // 2))
+        parts.append(unit(f"{name}.fc", f"{name}.IndRNNwithBN", features, features // 2))
         features //= 2
 
     def run(x):
-        for part in walk:
+        for part in parts:
             x = part(x)
         return x
 
