@@ -52,7 +52,7 @@ def load_authors(
             before 2019 (`cells.0`, `h0`).
 
     Returns:
-        The entries that do not belong to the stack. Of a classifier the head's weight and bias, which
+        The entries that are not of the stack. Of a classifier the head's weight and bias, which
         `nn.Linear.load_state_dict` takes; empty if there is none. Of a language model
         `encoder.weight`, `decoder.weight` and `decoder.bias`; `last_fc...` and `last_indrnn...`,
         the layer for the second call; with bn_before `extra_bn...`, the entries of the
