@@ -1,5 +1,7 @@
 """IndRNNCell: `torch.nn.RNNCell` with independent neurons."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,14 @@ from .checks import (
 )
 from .describe import describe_arguments
 from .functional import indrnn, run_step, takes_step
-from .units import RecurrentInit, check_dtype, check_recurrent_max, check_sizes, reset_unit
+from .units import (
+    RecurrentInit,
+    check_dtype,
+    check_recurrent_max,
+    check_sizes,
+    refuse_script,
+    reset_unit,
+)
 
 
 class IndRNNCell(nn.Module):
@@ -74,6 +83,9 @@ class IndRNNCell(nn.Module):
             self.register_parameter("bias_ih_l0", None)
         self.reset_parameters()
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script(self)
+
     def reset_parameters(self) -> None:
         """As `IndRNN.reset_parameters`."""
         parts = self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0
@@ -88,6 +100,9 @@ class IndRNNCell(nn.Module):
 
         Returns:
             The next state, (B, H) or (H,).
+
+        Raises:
+            TypeError, ValueError: an argument does not fit.
         """
         check_floating("input", input)
         if hx is not None:

@@ -10,8 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 def recurrent_max_for(T: int | None, gamma: float = 2.0) -> float:
-    """gamma^(1/T): the |u| with which a state grows by `gamma` at most over T steps. Li et al.
-    2018, section 3.2.
+    """gamma^(1/T): the |u| with which a state grows at most `gamma`-fold over T steps.
 
     Args:
         T: the steps that a state lives: of the longest sequence, or of all chunks together where
@@ -19,8 +18,13 @@ def recurrent_max_for(T: int | None, gamma: float = 2.0) -> float:
             whose bound is 1: with any larger one its states grow until they overflow.
         gamma: the growth, positive and finite.
 
+    Returns:
+        A bound of |u|, for the argument `recurrent_max` of a layer.
+
     Raises:
         TypeError, ValueError: an argument does not fit.
+
+    Source: Li et al. 2018, arXiv 1803.04831, section 3.2.
     """
     if T is not None and (isinstance(T, bool) or not isinstance(T, Integral)):
         raise TypeError(f"T must be an int or None, but is {type(T).__name__}")
@@ -38,6 +42,9 @@ def constrain_(module: nn.Module) -> None:
     """Clamps u to [-recurrent_max, recurrent_max], in place, in every layer within `module` that
     has a bound.
 
+    Args:
+        module: with any layers in it.
+
     Raises:
         TypeError: `module` is no module.
         ValueError: no layer within it has a bound, or the u of one is parametrized
@@ -48,8 +55,14 @@ def constrain_(module: nn.Module) -> None:
 
 
 def constrain_after_step(optimizer: torch.optim.Optimizer, module: nn.Module) -> RemovableHandle:
-    """Calls `constrain_(module)` after every step of `optimizer`. Returns a handle whose `remove()`
-    ends it.
+    """Calls `constrain_(module)` after every step of `optimizer`.
+
+    Args:
+        optimizer: of the module's parameters.
+        module: with layers that have a bound (`recurrent_max`).
+
+    Returns:
+        A handle whose `remove()` ends it.
 
     Raises:
         TypeError: the arguments are not an optimizer and a module.

@@ -12,29 +12,36 @@ from .layers import IndRNN
 from .units import Stack, Unit
 
 Module = TypeVar("Module", bound=nn.Module)
-# What a norm does to each feature at evaluation: y = scale * x + shift, in float64; or nothing.
+# What a norm does to each feature at evaluation, y = scale * x + shift: (scale, shift) in float64.
+# None: there is no norm.
 Affine = tuple[Tensor, Tensor] | None
 
 
 def fold_norms(module: Module) -> Module:
-    """A copy of `module` in evaluation mode, with the batch norms of its stacks folded into the
-    weights next to them. Its outputs and states are equal to rounding, its forward is faster.
+    """Folds the batch norms of a module's stacks into the weights next to them, in a copy.
 
-    A norm after a recurrence goes into the weight that reads it, in a `DenseIndRNN` into all of
-    them, feature by feature; a norm before one goes into its own weight. What was built with
-    bias=False may get a bias. These norms stay: the one behind a stack's last recurrence, because
-    the next weight is not the stack's own (see `fold_norms_into`); in a `DenseIndRNN` without its
-    last transition all whose features reach the output; in a `ResidualIndRNN` with norms
-    before, those of recurrences without a weight of their own; "batch_per_step" and "layer", which
-    are not the same scale and shift for each row.
+    The copy's outputs and states equal the module's to rounding, and its forward is faster. It is
+    for inference alone: in training, dropout would act before the norm's shift and not after it.
 
-    The copy is for inference alone: dropout would act before the shift, not after.
+    A norm after a recurrence goes into each weight that reads that recurrence's output. A norm
+    before a recurrence goes into the recurrence's own input weight. A layer that was built with
+    bias=False may get a bias. These norms are not folded:
+
+    - the norm after a stack's last recurrence, which the next module reads: see `fold_norms_into`;
+    - in a `DenseIndRNN` without its last transition, every norm whose output is in the stack's;
+    - in a `ResidualIndRNN` with norms before the recurrence, those of recurrences that have no
+      input weight;
+    - "batch_per_step" and "layer", whose scale and shift differ from step to step.
 
     Args:
-        module: a stack, or any module with stacks in it. It is left as it is.
+        module: a stack, or any module with stacks in it. It is not changed.
+
+    Returns:
+        The copy, in evaluation mode.
 
     Raises:
-        ValueError: a batch norm has no running statistics.
+        TypeError: module is no module.
+        ValueError: no stack is in it, or a batch norm has no running statistics.
 
     Source: y = w * (x - mean) / sqrt(var + eps) + b is affine in x; W (s * x + t) + b =
     (W * s) x + (W t + b).
@@ -43,22 +50,33 @@ def fold_norms(module: Module) -> Module:
         >>> rnn = IndRNN(10, 20, num_layers=6, norm="batch")
         >>> output, h_n = fold_norms(rnn)(torch.randn(5, 3, 10))
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
     folded = copy.deepcopy(module).eval()
+    stacks = _outer_stacks(folded)
+    if not stacks:
+        raise ValueError(
+            f"module must be or hold an IndRNN or another stack, but is a {type(module).__name__} "
+            "without one"
+        )
     with torch.no_grad():
-        for part in _outer_stacks(folded):
-            _fold(part)
+        for stack in stacks:
+            _fold(stack)
     return folded
 
 
 def fold_norms_into(stack: Module, head: nn.Linear) -> tuple[Module, nn.Linear]:
-    """As `fold_norms`, and the norm of the stack's output folded into the linear layer that reads
-    it: copies of both, equal only together.
+    """As `fold_norms`, and folds the norm of the stack's output into the linear layer after it.
 
-    In padding the copy's head gives another value than the original's.
+    The copies give the outputs of the originals only where both are used. In padding the copy of
+    the head gives another value than the original.
 
     Args:
         stack: an `IndRNN` or another stack; its output is what `head` reads.
         head: an `nn.Linear` on the stack's features.
+
+    Returns:
+        The stack's copy and the head's.
 
     Raises:
         TypeError, ValueError: as `fold_norms`; `stack` is no stack, or `head` does not fit.
@@ -152,8 +170,8 @@ def _fold_dense(rnn: DenseIndRNN) -> None:
 
 
 def _identity(rnn: DenseIndRNN) -> Affine:
-    """The scale and shift of an input that has no norm, beside features that have one behind them;
-    None if these have none either."""
+    """Scale 1 and shift 0 for the stack's input, which has no norm, where it is concatenated to
+    features that have one; None if these have none either."""
     block: Any = rnn.blocks[0]
     unit = block["dense"][0]["layer"]
     if unit.norm_position == "before" or not isinstance(unit.norm, _BatchNorm):
@@ -163,19 +181,19 @@ def _identity(rnn: DenseIndRNN) -> Affine:
 
 
 def _fold_unit(unit: Unit, affine: Affine) -> None:
-    """The scale and shift of its input, and a norm of its own before the recurrence."""
+    """Folds into the unit's weight the norm of its input, and its norm before the recurrence."""
     _fold_input(unit, "weight_ih", "bias_ih", affine)
     if unit.norm_position == "before":
         _fold_output(unit, "weight_ih", "bias_ih", _take(unit, "norm"))
 
 
 def _take_after(unit: Unit) -> Affine:
-    """What its norm does to its output; the norm is gone then."""
+    """Removes the unit's norm after the recurrence; returns its scale and shift."""
     return _take(unit, "norm") if unit.norm_position == "after" else None
 
 
 def _take_output(stack: Stack) -> Affine:
-    """What the norm behind the last recurrence does to the output; the norm is gone then."""
+    """Removes the norm after the stack's last recurrence; returns its scale and shift."""
     if isinstance(stack, Bidirectional):
         return _concatenate([_take_output(stack.forwards), _take_output(stack.backwards)])
     if isinstance(stack, IndRNN):
@@ -195,7 +213,7 @@ def _take_output(stack: Stack) -> Affine:
 
 
 def _take(owner: nn.Module, name: str) -> Affine:
-    """Scale and shift of a batch norm, which is removed; None for any other norm, which stays."""
+    """Removes a batch norm and returns its scale and shift; None for another norm, which stays."""
     norm = getattr(owner, name)
     if not isinstance(norm, _BatchNorm):
         return None
@@ -212,7 +230,7 @@ def _take(owner: nn.Module, name: str) -> Affine:
 
 
 def _concatenate(affines: list[Affine]) -> Affine:
-    """Of features side by side; all of them have a norm, or none."""
+    """Scale and shift of the concatenated features, of which all have a norm, or none has."""
     found = [affine for affine in affines if affine is not None]
     if not found:
         return None
@@ -244,7 +262,7 @@ def _set(
     shift: Tensor,
     bias_scale: Tensor | float,
 ) -> None:
-    """The new weight, and bias_scale * bias + shift, where there may have been no bias."""
+    """Sets the weight, and the bias to bias_scale * bias + shift; without a bias, to the shift."""
     old, bias = getattr(owner, weight_name), getattr(owner, bias_name)
     old.copy_(weight)
     if bias is None:
@@ -255,7 +273,7 @@ def _set(
 
 
 def _give_bias(rnn: IndRNN) -> None:
-    """Zeros, for one that was built without."""
+    """Gives biases of zeros to a layer that was built without."""
     if rnn.bias:
         return
     rnn.bias = True

@@ -1,14 +1,13 @@
-"""What each neuron remembers: its recurrent weight, its half-life, whether it ever answers.
+"""What each neuron remembers: its recurrent weight, its half-life, whether it is ever active.
 
-The neurons of a layer do not see each other, so that each can be read by itself: k steps after a
-unit impulse at its input the state of neuron n is u[n]^k. Li et al. 2018, arXiv 1803.04831,
-section 3.
+The neurons of a layer are independent, so that each can be read by itself: k steps after a unit
+impulse at its input, the state of neuron n is u[n]^k. Li et al. 2018, arXiv 1803.04831, section 3.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +26,10 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def half_life(u: Tensor) -> Tensor:
-    """Steps until a unit impulse falls to half: log(1/2) / log|u|.
+    """The steps until a unit impulse has decayed to half: log(1/2) / log|u|.
 
-    Infinite where |u| >= 1, which keeps the impulse or lets it grow; 0 where u = 0; at u = 1/2 it
-    is 1. It is that of the recurrence itself: a ReLU cuts the impulse off where u < 0, at the first
-    step.
+    The half-life is infinite where |u| >= 1, 0 where u = 0, and 1 where |u| = 1/2. It is that of
+    the recurrence without its nonlinearity: with relu and u < 0 the state is 0 after one step.
 
     Args:
         u: recurrent weights, of any shape and floating dtype.
@@ -39,10 +37,16 @@ def half_life(u: Tensor) -> Tensor:
     Returns:
         Half-lives in steps, float64, of u's shape; NaN where u is.
 
+    Raises:
+        TypeError: u is no tensor of a floating dtype.
+
     Example:
         >>> half_life(torch.tensor([0.0, 0.5, 1.0])).tolist()
         [0.0, 1.0, inf]
     """
+    if not isinstance(u, Tensor) or not u.is_floating_point():
+        given = u.dtype if isinstance(u, Tensor) else type(u).__name__
+        raise TypeError(f"u must be a tensor of a floating dtype, but is {given}")
     size = u.detach().double().abs()
     return torch.where(size >= 1, math.inf, math.log(0.5) / size.log())
 
@@ -52,9 +56,9 @@ class LayerMemory:
     """The neurons of one recurrence.
 
     Args:
-        name: of its recurrent vector in the module or checkpoint.
-        u: (H,) float64.
-        dead: (H,) booleans: never active on the data given; None without data.
+        name: of the recurrent weights in the module or checkpoint.
+        u: the recurrent weights (H,), in float64.
+        dead: (H,) booleans: which neurons were 0 at every step of the data; None without data.
     """
 
     name: str
@@ -63,7 +67,7 @@ class LayerMemory:
 
     @property
     def half_life(self) -> Tensor:
-        """(H,) steps until a unit impulse falls to half; see `half_life`."""
+        """The steps until a unit impulse has decayed to half, (H,): see `fastindrnn.memory`."""
         return half_life(self.u)
 
     @property
@@ -74,21 +78,24 @@ class LayerMemory:
 
     @property
     def kept(self) -> float:
-        """The share of neurons with |u| >= 1, which forget nothing."""
+        """The share of neurons with |u| >= 1, which do not forget."""
         return (self.u.abs() >= 1).double().mean().item()
 
 
 def read_memory(
     source: nn.Module | Mapping[str, Any], batches: Iterable[Any] | None = None
 ) -> list[LayerMemory]:
-    """The memory of each recurrence within a module or checkpoint, in the order of its names.
+    """Reads the memory of each recurrence in a module or checkpoint, in the order of the names.
 
     Args:
-        source: any module with layers of this package, or a state dict, or dictionaries and lists
-            that hold some: every vector called `weight_hh...` counts. Matrices of that name, as
-            `nn.RNN` has them, do not.
-        batches: inputs to run a module on: each is its first argument, or a tuple of its arguments.
-            A neuron is dead that is 0 at every step of all of them.
+        source: any module with layers of this package; or a state dict, also within dictionaries
+            and lists. Every vector whose name begins with `weight_hh` is read; matrices of that
+            name, as in `nn.RNN`, are not.
+        batches: inputs to run the module on, each the first argument or a tuple of all arguments. A
+            neuron that is 0 at every step of all of them is dead.
+
+    Returns:
+        One `LayerMemory` for each recurrence; none where the source has none.
 
     Raises:
         TypeError: `source` is neither; batches are given without a module, or are one tensor.
@@ -106,7 +113,11 @@ def read_memory(
         if not isinstance(source, nn.Module):
             raise TypeError(f"batches need a module to run, but source is {type(source).__name__}")
         if isinstance(batches, Tensor):
-            raise TypeError("batches must be an iterable of inputs, as [x], but are one tensor")
+            raise TypeError("batches must be an iterable of inputs, as [x], but is one tensor")
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"batches must be an iterable of inputs, but is {type(batches).__name__}"
+            )
         for batch in batches:
             arguments = batch if isinstance(batch, tuple) else (batch,)
             for name, calls in _watch(source, arguments, {}).items():
@@ -119,27 +130,31 @@ def read_memory(
 
 
 def activity(module: nn.Module, *arguments: Any, **options: Any) -> dict[str, Tensor]:
-    """What every neuron does on an input: the states of each recurrence, at all steps.
+    """Runs a module and returns the states of each recurrence in it at all steps.
 
     Args:
-        module: any module with layers of this package; it runs once, in evaluation mode, without
-            gradients, not compiled; afterwards it is in its former mode.
+        module: any module with layers of this package. It runs once, in evaluation mode, without
+            gradients and not compiled; its training mode is then as before.
         arguments, options: of its forward.
 
     Returns:
-        By the name of its recurrent vector, the states h of each recurrence before any norm behind
-        it: (B, T, H), or (total, H) for a PackedSequence, 0 in padding. Where the module calls a
-        recurrence several times, as a loop over a cell does, T counts the steps of all calls.
+        By the name of the recurrent weights, the states of each recurrence, before a norm that
+        comes after it: (B, T, H), or (total, H) for a PackedSequence; 0 in padding. Where the
+        module calls a recurrence several times, as a loop over a cell does, T counts the steps of
+        all calls.
 
     Raises:
-        ValueError: the calls of one recurrence have batches of different sizes; a layer has
-            zoneout, whose mixed states no operator computes.
+        TypeError: module is no module.
+        ValueError: a recurrence is called with batches of different sizes; a layer has zoneout,
+            whose states in evaluation are computed by no operator.
 
     Example:
         >>> rnn = IndRNN(10, 20, num_layers=2)
         >>> activity(rnn, torch.randn(5, 3, 10))["weight_hh_l1"].shape
         torch.Size([3, 5, 20])
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
     states = {}
     for name, calls in _watch(module, arguments, options).items():
         batches = {tuple(h.shape[:-2]) for h in calls}
@@ -152,31 +167,40 @@ def activity(module: nn.Module, *arguments: Any, **options: Any) -> dict[str, Te
 
 
 def plot(
-    layers: list[LayerMemory],
+    layers: Sequence[LayerMemory],
     states: Mapping[str, Tensor] | None = None,
     *,
     path: str | Path | None = None,
     neurons: int = 24,
 ) -> Figure:
-    """Draws, for each layer, the histogram of u and the sorted half-lives; with states also the
-    activity over time of some neurons, from short to long memory, in the first sequence, each on
-    its own scale.
+    """Draws for each layer the histogram of u and the sorted half-lives; with `states` also the
+    activity of some neurons in the first sequence, from short to long memory, each on its own
+    scale.
 
     Args:
         layers: from `read_memory`.
-        states: from `activity`, with the same names.
-        path: of an image to write, or None.
-        neurons: how many of them the activity shows.
+        states: from `activity` of the same module, or None.
+        path: of an image file to write, or None.
+        neurons: how many neurons the activity shows.
 
     Returns:
-        The figure. Neurons with an infinite half-life are counted in its titles, not drawn.
+        The figure. A title says how many neurons have an infinite half-life, which is not drawn.
 
     Raises:
-        ValueError: there are no layers.
+        TypeError: an argument is of another kind.
+        ValueError: there are no layers, or no neurons to show.
         ModuleNotFoundError: matplotlib is not installed.
     """
+    if not isinstance(layers, Sequence) or not all(isinstance(x, LayerMemory) for x in layers):
+        raise TypeError(f"layers must be what read_memory returns, but is {type(layers).__name__}")
     if not layers:
-        raise ValueError("layers must hold at least one layer, but are empty")
+        raise ValueError("layers must hold at least one layer, but is empty")
+    if states is not None and not isinstance(states, Mapping):
+        raise TypeError(f"states must be what activity returns, but is {type(states).__name__}")
+    if isinstance(neurons, bool) or not isinstance(neurons, int):
+        raise TypeError(f"neurons must be an int, but is {type(neurons).__name__}")
+    if neurons < 1:
+        raise ValueError(f"neurons must be positive, but is {neurons}")
     from matplotlib.figure import Figure
 
     columns = 2 if states is None else 3
@@ -225,7 +249,7 @@ def _draw_activity(
 def _watch(
     module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> dict[str, list[Tensor]]:
-    """Runs the module: the states of each recurrence, call by call."""
+    """Runs the module. Returns the states of each recurrence, one tensor for each call of it."""
     if any(getattr(part, "zoneout", 0) for part in module.modules()):
         raise ValueError("module's zoneout must be 0 to see its states: set it for that time")
     vectors = dict(_vectors(dict(module.named_parameters())))
@@ -243,14 +267,14 @@ def _watch(
 
 
 class _Watch(TorchDispatchMode):
-    """Keeps what the operators `scan` and `indrnn` return, by the parameter that is their u, or by
-    those that were put together for it."""
+    """Keeps what the operators `scan` and `indrnn` return, by the name of the parameter that is
+    their u; for a u that concatenates two parameters, a half by each name."""
 
     def __init__(self, vectors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.names = {id(u): [name] for name, u in vectors.items()}
         self.calls: dict[str, list[Tensor]] = {}
-        self.together: list[Tensor] = []  # alive, so that no id comes again
+        self.concatenated: list[Tensor] = []  # kept alive, so that no id is given again
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -258,7 +282,7 @@ class _Watch(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         name = func._schema.name
         if name == "aten::cat" and all(id(part) in self.names for part in args[0]):
-            self.together.append(output)
+            self.concatenated.append(output)
             self.names[id(output)] = [name for part in args[0] for name in self.names[id(part)]]
         place = {"fastindrnn::scan": 1, "fastindrnn::indrnn": 3}.get(name)
         names = [] if place is None else self.names.get(id(args[place]), [])
@@ -268,7 +292,8 @@ class _Watch(TorchDispatchMode):
 
 
 def _vectors(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every vector called weight_hh... within nested dictionaries and lists, by its dotted path."""
+    """Each vector whose name begins with weight_hh in nested dictionaries and lists, and its path
+    with dots."""
     if isinstance(content, Tensor):
         name = path.rsplit(".", 1)[-1]
         if name.startswith("weight_hh") and content.dim() == 1 and content.is_floating_point():

@@ -1,7 +1,7 @@
 """Norms over sequences. Padding never enters a statistic, and is 0 after each of them.
 
-A layer's norm is a module of PyTorch (or any module that maps (rows, channels) to the same shape),
-called on all time steps of all sequences at once; or a `StepBatchNorm`.
+A layer's norm is one of PyTorch's modules, or any other that maps (steps, channels) to the same
+shape: it is called once, on all time steps of all sequences. Or it is a `StepBatchNorm`.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ NormFactory = Callable[[int], nn.Module]
 Norm = NormName | NormFactory
 NormPosition = Literal["after", "before"]
 
-# These take each time step of each sequence by itself, so that padding changes nothing else.
-_EACH_ROW = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Identity)
+# These normalize each time step of each sequence by itself, so that padding changes nothing else.
+_EACH_STEP = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Identity)
 
 
 class StepBatchNorm(nn.Module):
@@ -71,7 +71,19 @@ class StepBatchNorm(nn.Module):
         self.running_var.fill_(1)
 
     def forward(self, x: Tensor, sequences: Sequences, first_step: int | None = 0) -> Tensor:
-        """x: (B, T, features) or (total, features), each sequence from its step `first_step` on."""
+        """x with mean 0 and variance 1 in each feature at each step, then scaled and shifted.
+
+        Args:
+            x: (B, T, features) or (total, features).
+            sequences: where the sequences of x begin and end.
+            first_step: the time step of each sequence that x begins with; None if it is not known.
+
+        Returns:
+            The same form as x, 0 in the padding.
+
+        Raises:
+            ValueError: first_step is None; in training, the input has more steps than the norm.
+        """
         if x.numel() == 0:
             return x
         if first_step is None:
@@ -134,9 +146,9 @@ def normalize(
     authors use for classification. Li et al. 2018, arXiv 1803.04831, section 4.
 
     Args:
-        norm: a `StepBatchNorm`, or a module that maps (rows, channels) to the same shape.
-        x: the values, in any order of batch and time in memory.
-        sequences: which of the values are padding.
+        norm: a `StepBatchNorm`, or a module that maps (steps, channels) to the same shape.
+        x: in any order of batch and time in memory.
+        sequences: where the sequences of x begin and end.
         first_step: the time step of each sequence that x begins with; None if it is not known.
     """
     if norm is None or x.numel() == 0:
@@ -144,7 +156,7 @@ def normalize(
     if isinstance(norm, StepBatchNorm):
         return norm(x, sequences, first_step)
     valid = sequences.valid(x)
-    if valid is not None and not isinstance(norm, _EACH_ROW):
+    if valid is not None and not isinstance(norm, _EACH_STEP):
         if not isinstance(norm, _BatchNorm):
             return _of_valid_steps(norm, x, valid, sequences)
         if norm.training or norm.running_mean is None:

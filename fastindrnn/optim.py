@@ -1,11 +1,12 @@
 """What an optimiser is given: which parameters decay."""
 
+import math
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-# The package's own norms are subclasses of these, or hold nothing but vectors.
+# Norms whose scale and shift may be matrices; those of others are vectors.
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -14,8 +15,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     and without.
 
     Without are the recurrent vectors u, biases, the scale and shift of norms, and any other vector:
-    decay would pull u towards 0, which is the network's memory. Matrices decay, also the recurrent
-    one of an `nn.RNN`. Li et al. 2019, arXiv 1910.06251, and the authors' code.
+    decay would pull u, which is the network's memory, towards 0. Matrices decay, also the
+    recurrent one of an `nn.RNN`. Li et al. 2019, arXiv 1910.06251, and the authors' code.
 
     Args:
         module: with any layers in it, not only this package's.
@@ -26,16 +27,21 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         `weight_decay` and 0; each parameter is in one of them, once.
 
     Raises:
-        ValueError: weight_decay is negative or not a number.
+        TypeError: module is no module, or weight_decay no number.
+        ValueError: weight_decay is negative or not finite.
 
     Example:
         >>> rnn = IndRNN(10, 20, norm="batch")
         >>> optimizer = torch.optim.Adam(parameter_groups(rnn, 1e-4), lr=2e-4)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
         raise TypeError(f"weight_decay must be a number, but is {type(weight_decay).__name__}")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be at least 0, but is {weight_decay}")
+    if math.isinf(weight_decay):
+        raise ValueError("weight_decay must be finite, but is inf")
     norms = {
         id(parameter)
         for part in module.modules()

@@ -1,7 +1,8 @@
-"""The forms in which sequences come, and the one that the layers work on.
+"""The forms in which a caller gives sequences, and the two that the layers work on.
 
-Inside, a batch is either rows (B, T, features), with `lengths` where it is padded, in whichever
-order of batch and time it came in memory; or rows (total, features) with `cu_seqlens`.
+Inside, a batch is a tensor (B, T, features), with `lengths` where it is padded, and lies in memory
+in the caller's order of batch and time; or it is a tensor (total, features) with `cu_seqlens`, in
+which the time steps of one sequence follow those of another.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +15,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .checks import check_floating, check_lengths, check_resets, check_state
 
-Leave = Callable[[Tensor], Tensor | PackedSequence]
+Restore = Callable[[Tensor], Tensor | PackedSequence]
 
 
 @dataclass(slots=True)
 class Sequences:
-    """What is known of the rows of a batch beside their values.
+    """Where the sequences of a batch begin and end, and how they lie in memory.
 
     Args:
         batch: number of sequences B.
-        time_first: the rows are (B, T, features) by strides and (T, B, features) in memory.
+        time_first: tensors are (B, T, features) by strides and (T, B, features) in memory.
         lengths, cu_seqlens, resets: as in `fastindrnn.functional.indrnn_scan`.
     """
 
@@ -56,13 +57,13 @@ class Sequences:
         return self.lengths is self.cu_seqlens is self.resets is None
 
     def valid(self, x: Tensor) -> Tensor | None:
-        """(B, T) booleans: the rows of x that are not padding; None if all are."""
+        """(B, T) booleans: which time steps of x are not padding; None if there is none."""
         if self.lengths is None:
             return None
         return torch.arange(x.shape[1], device=x.device) < self.lengths[:, None]
 
     def without_padding(self, x: Tensor) -> Tensor:
-        """x with 0 in the padding, whatever stood there, in the order of the rows in memory."""
+        """x with 0 in the padding, whatever stood there, in the batch's order in memory."""
         valid = self.valid(x)
         if valid is None:
             return x
@@ -72,40 +73,39 @@ class Sequences:
         return torch.where(valid[..., None], x, 0.0)
 
     def steps(self, x: Tensor) -> Tensor:
-        """The time step of each row of x, counted within its sequence: (T,), or (total,)."""
-        rows = torch.arange(x.shape[-2], device=x.device)
+        """Which step of its sequence each time step of x is: (T,), or (total,)."""
+        index = torch.arange(x.shape[-2], device=x.device)
         if self.cu_seqlens is None:
-            return rows
-        return rows - self.cu_seqlens[:-1].repeat_interleave(
-            self.cu_seqlens.diff(), output_size=len(rows)
+            return index
+        return index - self.cu_seqlens[:-1].repeat_interleave(
+            self.cu_seqlens.diff(), output_size=len(index)
         )
 
-    def spread(self, values: Tensor, x: Tensor) -> Tensor:
-        """Values of each sequence, (B, features), in a shape that multiplies with the rows of x."""
+    def repeat_over_time(self, values: Tensor, x: Tensor) -> Tensor:
+        """Values of each sequence, (B, features), in a shape that multiplies with x."""
         if self.cu_seqlens is None:
             return values[:, None]
         return values.repeat_interleave(self.cu_seqlens.diff(), 0, output_size=x.shape[0])
 
     def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """W x + b in the order of the rows in memory."""
+        """W x + b, in the batch's order in memory."""
         if self.time_first:
             return nn.functional.linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
         return nn.functional.linear(x, weight, bias)
 
     def in_memory_order(self, x: Tensor) -> Tensor:
-        """x (B, T, features), or a copy of it that lies in memory as the rows do."""
+        """x (B, T, features), or a copy of it in the batch's order in memory."""
         if self.time_first:
             return x.transpose(0, 1).contiguous().transpose(0, 1)
         return x
 
     def shared_over_time(self, x: Tensor, dropout: float) -> Tensor:
         """x with a mask for each sequence, one for all of its steps (Gal and Ghahramani 2016)."""
-        return x * self.spread(
-            nn.functional.dropout(x.new_ones(self.batch, x.shape[-1]), dropout), x
-        )
+        mask = nn.functional.dropout(x.new_ones(self.batch, x.shape[-1]), dropout)
+        return x * self.repeat_over_time(mask, x)
 
     def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
-        """Along the features, in the order of the parts in memory."""
+        """The parts side by side along the features, in the batch's order in memory."""
         if len(parts) == 1:
             return parts[0]
         if self.time_first:
@@ -114,18 +114,32 @@ class Sequences:
 
 
 @dataclass(slots=True)
-class Entered:
-    """A layer's input as rows, and the way back."""
+class PreparedInput:
+    """A caller's input in the form that the layers work on, and the way back.
+
+    Args:
+        x: (B, T, features), or (total, features).
+        sequences: where the sequences of x begin and end.
+        restore: brings an output of x's form into the form of the caller's input.
+        has_batch: whether the caller's input and states have a dimension of the batch.
+        order: sequence i of x is sequence order[i] of the caller's states, as in a PackedSequence;
+            None if they have one order.
+    """
 
     x: Tensor
     sequences: Sequences
-    leave: Leave
+    restore: Restore
     has_batch: bool = True
-    # Sequence i of the rows is sequence order[i] of the states given, as in a PackedSequence.
     order: Tensor | None = None
 
-    def states(self, hx: Tensor, shape: tuple[int, ...], name: str = "hx") -> Tensor:
-        """Given states (..., B, units), checked, in the order of the rows' sequences."""
+    def prepare_states(self, hx: Tensor, shape: tuple[int, ...], name: str = "hx") -> Tensor:
+        """The caller's states, checked, as (..., B, units) in the order of x's sequences.
+
+        Args:
+            hx: the caller's states.
+            shape: what they must be, without the batch.
+            name: of the argument, for errors.
+        """
         expected = (*shape[:-1], *((self.sequences.batch,) if self.has_batch else ()), shape[-1])
         check_state(name, hx)
         if hx.shape != expected:
@@ -133,30 +147,42 @@ class Entered:
         hx = hx if self.has_batch else hx.unsqueeze(-2)
         return hx if self.order is None else hx.index_select(-2, self.order)
 
-    def last(self, h_n: Tensor) -> Tensor:
-        """States (..., B, units) as the caller knows them: the inverse of `states`."""
+    def restore_states(self, h_n: Tensor) -> Tensor:
+        """States (..., B, units) in the caller's order and form: the inverse of
+        `prepare_states`."""
         if self.order is not None:
             h_n = h_n.index_select(-2, torch.argsort(self.order))
         return h_n if self.has_batch else h_n.squeeze(-2)
 
 
-def enter(
+def prepare_input(
     input: Tensor | PackedSequence,
     features: int,
     batch_first: bool,
     lengths: Tensor | None,
     resets: Tensor | None,
-) -> Entered:
-    """The input of a layer: (T, B, features), (B, T, features) with batch_first, (T, features), or
-    a PackedSequence."""
+) -> PreparedInput:
+    """Checks a layer's input and brings it into the form that the layers work on.
+
+    Args:
+        input: (T, B, features), (B, T, features) with batch_first, (T, features), or a
+            PackedSequence.
+        features: how many it must have.
+        batch_first: as in `IndRNN`.
+        lengths: as in `Stack.forward`.
+        resets: as in `Stack.forward`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+    """
     if isinstance(input, PackedSequence):
         if lengths is not None or resets is not None:
             raise ValueError("lengths and resets cannot be given with a PackedSequence")
         if input.data.dim() != 2 or input.data.shape[1] != features:
             shape = tuple(input.data.shape)
-            raise ValueError(f"input's data must be (rows, {features}), but is {shape}")
+            raise ValueError(f"input's data must be (total, {features}), but is {shape}")
         check_floating("input's data", input.data)
-        return _enter_packed(input)
+        return _prepare_packed(input)
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a tensor or PackedSequence, but is {type(input).__name__}")
     if input.dim() not in (2, 3) or input.shape[-1] != features:
@@ -171,7 +197,7 @@ def enter(
         if lengths is not None:
             raise ValueError("lengths must be None for an input without a batch")
         resets = None if resets is None else resets[None]
-        return Entered(input[None], Sequences(1, resets=resets), _without_batch, False)
+        return PreparedInput(input[None], Sequences(1, resets=resets), _without_batch, False)
     x = input if batch_first else input.transpose(0, 1)
     if resets is not None and not batch_first:
         resets = resets.transpose(0, 1)
@@ -180,7 +206,7 @@ def enter(
         check_lengths(lengths, x.shape[0], x.shape[1], x.device)
         # What stands in the padding must not reach a gradient, and 0 * NaN is not 0.
         x = sequences.without_padding(x)
-    return Entered(x, sequences, _unchanged if batch_first else _time_first)
+    return PreparedInput(x, sequences, _unchanged if batch_first else _time_first)
 
 
 def _unchanged(x: Tensor) -> Tensor:
@@ -195,19 +221,21 @@ def _without_batch(x: Tensor) -> Tensor:
     return x.squeeze(0)
 
 
-def _enter_packed(input: PackedSequence) -> Entered:
-    """A PackedSequence holds all first steps, then all second steps; the rows are to be sequence
-    after sequence. Its sequences are sorted by length; states are in the caller's order."""
+def _prepare_packed(input: PackedSequence) -> PreparedInput:
+    """A PackedSequence holds the first steps of all sequences, then all second steps; the layers
+    want all steps of one sequence after those of another. Its sequences are sorted by length;
+    states are in the caller's order."""
     data, batch_sizes, order, _ = input
     batch = int(batch_sizes[0])
     present = torch.arange(batch, device=batch_sizes.device) < batch_sizes[:, None]
-    row = torch.zeros_like(present, dtype=torch.long)
-    row[present] = torch.arange(len(data), device=row.device)
-    index = row.T[present.T].to(data.device)
+    place = torch.zeros_like(present, dtype=torch.long)  # in the data, of each step and sequence
+    place[present] = torch.arange(len(data), device=place.device)
+    index = place.T[present.T].to(data.device)
     back = torch.argsort(index)
     cu_seqlens = nn.functional.pad(present.sum(0).cumsum(0), (1, 0)).to(data.device)
 
-    def leave(x: Tensor) -> PackedSequence:
+    def restore(x: Tensor) -> PackedSequence:
         return input._replace(data=x[back])
 
-    return Entered(data[index], Sequences(batch, cu_seqlens=cu_seqlens), leave, order=order)
+    sequences = Sequences(batch, cu_seqlens=cu_seqlens)
+    return PreparedInput(data[index], sequences, restore, order=order)

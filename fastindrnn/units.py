@@ -3,7 +3,7 @@ out."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from . import init
 from .checks import FLOATING, GradClipMode, Nonlinearity, check_floating
 from .functional import indrnn_scan, run_layer
 from .norm import Norm, NormPosition, make_norm, normalize, refuse_step, reset_norm
-from .sequences import Sequences, enter
+from .sequences import Sequences, prepare_input
 from .zoneout import zoneout_scan
 
 RecurrentInit = Callable[[Tensor], object]
@@ -72,6 +72,15 @@ def check_step(x_t: Tensor, features: int) -> None:
         raise ValueError(
             f"x_t must be (batch, {features}) or ({features},), but is {tuple(x_t.shape)}"
         )
+
+
+def refuse_script(module: nn.Module) -> NoReturn:
+    """Raises a NotImplementedError that says what to do: `torch.jit.script` knows neither our
+    arguments that are given by name nor packed sequences."""
+    raise NotImplementedError(
+        f"torch.jit.script cannot compile an {type(module).__name__}: use torch.compile, or "
+        "torch.export for a program without Python"
+    )
 
 
 def spread_init(
@@ -240,6 +249,9 @@ class Stack(nn.Module):
     batch_first: bool
     zoneout: float
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script(self)
+
     def state_shape(self) -> tuple[int, ...]:
         """The shape of the states, without the batch, which comes before the last dimension."""
         raise NotImplementedError
@@ -302,20 +314,21 @@ class Stack(nn.Module):
         A PackedSequence takes neither `lengths` nor `resets`; its states are in the caller's order.
 
         Returns:
-            output, of the input's form; h_n, the state of each recurrence after the last step of
-            its walk: the class says in which order. It is the recurrence's own state, before the
-            norm and the dropout behind it, so that with these the last output differs from it.
+            output, of the input's form; h_n, the state of each recurrence after the last step that
+            it computes (in reverse direction the first of the sequence): the class says in which
+            order. It is the recurrence's own state, before the norm and the dropout behind it, so
+            that with these the last output differs from it.
 
         Raises:
             TypeError, ValueError: an argument does not fit; raised before any computation.
         """
-        entered = enter(input, self.input_size, self.batch_first, lengths, resets)
+        prepared = prepare_input(input, self.input_size, self.batch_first, lengths, resets)
         if self.zoneout and (resets is not None or isinstance(input, PackedSequence)):
             raise ValueError("zoneout needs padded sequences without resets")
-        state = None if hx is None else entered.states(hx, self.state_shape())
+        state = None if hx is None else prepared.prepare_states(hx, self.state_shape())
         first_step = _first_step(time_step, hx)
-        x, h_n = self.run_rows(entered.x, entered.sequences, state, first_step=first_step)
-        return entered.leave(x), entered.last(h_n)
+        x, h_n = self.run_rows(prepared.x, prepared.sequences, state, first_step=first_step)
+        return prepared.restore(x), prepared.restore_states(h_n)
 
     def step(
         self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None
@@ -344,12 +357,12 @@ class Stack(nn.Module):
             refuse_step(self)
         first_step = _first_step(time_step, state)
         has_batch = x_t.dim() == 2
-        entered = enter(x_t.unsqueeze(-2), self.input_size, True, None, None)
+        prepared = prepare_input(x_t.unsqueeze(-2), self.input_size, True, None, None)
         if state is not None:
-            state = entered.states(state, self.state_shape(), "state")
-        y, state = self.run_rows(entered.x, entered.sequences, state, first_step=first_step)
+            state = prepared.prepare_states(state, self.state_shape(), "state")
+        y, state = self.run_rows(prepared.x, prepared.sequences, state, first_step=first_step)
         y = y[:, 0] if has_batch else y[0, 0]
-        return y, entered.last(state)
+        return y, prepared.restore_states(state)
 
 
 def _first_step(time_step: int | None, state: Tensor | None) -> int | None:

@@ -1,6 +1,9 @@
 """What a user sees of the layers: sizes, representations, the base class, clear errors."""
 
 import inspect
+import pydoc
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -206,3 +209,43 @@ def test_recurrent_init_of_one_layer_in_a_list():
 def test_the_base_class_is_public():
     assert fastindrnn.Stack is Stack
     assert {"input_size", "output_size", "batch_first"} <= set(Stack.__annotations__)
+
+
+PUBLIC = """
+Bidirectional DenseIndRNN IndRNN IndRNNCell ResidualIndRNN Stack __version__ backend constrain_
+constrain_after_step fold functional indrnn indrnn_scan init interop last_output memory norm onnx
+parameter_groups recurrent_max_for
+"""
+
+
+def test_public_names():
+    """And no other: modules that are parts of the package are not shown."""
+    assert dir(fastindrnn) == sorted(PUBLIC.split())
+    assert all(hasattr(fastindrnn, name) for name in dir(fastindrnn))
+    text = pydoc.render_doc(fastindrnn, renderer=pydoc.plaintext)
+    sections = text.partition("PACKAGE CONTENTS")[2].partition("CLASSES")[2]
+    shown = [n for n in dir(fastindrnn) if not inspect.ismodule(getattr(fastindrnn, n))]
+    assert not [name for name in shown if name[0] != "_" and name not in sections]
+    inside = ["run_rows", "state_shape", "check_sizes", "describe_arguments", "prepare_input"]
+    assert not [name for name in inside if name in sections]
+    with pytest.raises(AttributeError, match="module 'fastindrnn' has no attribute 'lstm'"):
+        fastindrnn.lstm  # noqa: B018
+
+
+WITHOUT = """
+import sys
+for name in ("einops", "onnxscript", "matplotlib"):
+    sys.modules[name] = None  # as if it were not installed
+import torch, fastindrnn
+from fastindrnn.__main__ import main
+rnn = fastindrnn.ResidualIndRNN(3, 4, 1)
+rnn(torch.randn(5, 2, 3))[0].sum().backward()
+fastindrnn.fold.fold_norms(rnn).step(torch.randn(2, 3))
+fastindrnn.onnx
+assert main([]) == 0
+"""
+
+
+def test_layers_and_the_report_do_without_packages_for_tools():
+    run = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -239,7 +239,7 @@ def test_dropout_is_one_mask_over_time(packed):
     ("call", "error", "words"),
     [
         (lambda m, p: m(p, lengths=torch.tensor(LENGTHS)), ValueError, "PackedSequence"),
-        (lambda m, p: m(p._replace(data=p.data[:, :4])), ValueError, r"data must be \(rows, 5\)"),
+        (lambda m, p: m(p._replace(data=p.data[:, :4])), ValueError, r"data must be \(total, 5\)"),
         (lambda m, p: m([p]), TypeError, "input must be a tensor or PackedSequence.*list"),
         (lambda m, p: m(p, torch.zeros(2, 3, 6)), ValueError, r"hx must be \(2, 4, 6\)"),
         (lambda m, p: m(p, [0]), TypeError, "hx must be a tensor, but is list"),

@@ -24,7 +24,7 @@ from .states import (
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HEADS = ("classifier.", "lastfc.")
-# What stands around the stack in their language models.
+# The modules of their language models that are not the stack.
 _AROUND = ("encoder.", "decoder.", "last_fc.", "last_indrnn.", "extra_bn.")
 
 
@@ -36,15 +36,14 @@ def load_authors(
     Their plain network fits an `IndRNN` (`DIs.0.fc.weight`, `RNNs.0.indrnn1.weight_hh`,
     `RNNs.0.norm1.bn.weight`, or as in their first version `DIs.0.weight`, `RNNs.0.weight_hh`,
     `BNs.0.bn.weight`), their pre-activation residual network a `ResidualIndRNN`, their dense
-    network a `DenseIndRNN`, with `last_features=0` if it has no last transition. The names do not
-    tell where a norm stands: `norm_position` must be "after" for their bn_after and "before" for
-    bn_before.
+    network a `DenseIndRNN`, with `last_features=0` if it has no last transition. A state dict does
+    not say whether a norm is before or after the recurrence: set `norm_position` to "after" for
+    their bn_after and to "before" for bn_before.
 
-    The stacks of their language models (folder PTB) have norm "batch_per_step", with as many
-    `norm_steps` as `running_mean` has rows, which is 4 * seq_len + 1; the dense one has
-    `first_features=0` and `last_features` of the embedding's size. Behind the plain and the
-    residual stack stands one more layer, which fits a second module, of one layer: load it from
-    what the first call returns.
+    The stacks of their language models (folder PTB) have norm "batch_per_step", and `norm_steps` is
+    the first dimension of `running_mean`, 4 * seq_len + 1; the dense one has `first_features=0` and
+    `last_features` of the embedding's size. The plain and the residual one have another layer after
+    the stack: load it into a second module, of one layer, from what the first call returns.
 
     Args:
         module: of their sizes, nonlinearity "relu", norm "batch", "batch_per_step" or None, norms
@@ -53,11 +52,11 @@ def load_authors(
             before 2019 (`cells.0`, `h0`).
 
     Returns:
-        What is not the stack's. Of a classifier the head's weight and bias, which
+        The entries that are not of the stack. Of a classifier the head's weight and bias, which
         `nn.Linear.load_state_dict` takes; empty if there is none. Of a language model
         `encoder.weight`, `decoder.weight` and `decoder.bias`; `last_fc...` and `last_indrnn...`,
-        the layer for the second call; `extra_bn...`, with bn_before, the parts of the
-        `fastindrnn.norm.StepBatchNorm` in front of the decoder.
+        the layer for the second call; with bn_before `extra_bn...`, the entries of the
+        `fastindrnn.norm.StepBatchNorm` before the decoder.
 
     Raises:
         TypeError, ValueError: the module does not fit; a name is missing, unknown, or its shape

@@ -73,7 +73,7 @@ def to_haste(module: IndRNN | IndRNNCell) -> list[dict[str, Tensor]]:
 def _has_norm(module: IndRNN | IndRNNCell, zoneout: float) -> bool:
     """Whether a module that fits one of Haste's two layers has layer norm; an error if it fits
     neither."""
-    norms = norms_of(module).values()
+    norms = list(norms_of(module).values()) if isinstance(module, nn.Module) else []
     has_norm = bool(norms) and all(isinstance(norm, nn.LayerNorm) for norm in norms)
     check_plain(module, zoneout, has_norm)
     check_nonlinearity(module, "tanh")
