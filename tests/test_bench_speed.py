@@ -1,20 +1,30 @@
 """python -m bench speed and report: what is checked, timed, skipped, written and drawn."""
 
-import contextlib
-import io
+import itertools
 import json
+import re
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from bench_command import run
 from torch import nn
 
-from bench.__main__ import main
 from bench.arguments import UserError
 from bench.speed import candidates, cases, checks, command, measure, report
-from bench.speed.candidates import COPY, LAYER, LAYERS, LINEAR, LOOP, LSTM, SCAN, TrainingStep
-from bench.speed.cases import FORWARD, SCAN_FORWARD, TRAINING, Case, Inputs
+from bench.speed.candidates import (
+    COPY,
+    LAYER,
+    LAYERS,
+    LINEAR,
+    LOOP,
+    LSTM,
+    PLAIN,
+    SCAN,
+    TrainingStep,
+)
+from bench.speed.cases import CALL, DTYPES, FORWARD, SCAN_FORWARD, TRAINING, Case, Inputs
 from fastindrnn import IndRNN
 
 ROOT = Path(__file__).parent.parent
@@ -32,15 +42,6 @@ class Broken(nn.Linear):
         return super().forward(x)
 
 
-def run(*words):
-    """Exit status and output of a command."""
-    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    with contextlib.redirect_stdout(output):
-        status = main([*map(str, words)])
-    output.seek(0)
-    return status, output.read()
-
-
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     """A whole run at tiny sizes with a layer that raises: its JSON, what it wrote and printed."""
@@ -48,18 +49,14 @@ def result(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "SIZES", SIZES)
         patch.setattr(cases, "MORE_STEPS", [(3, 40, 5)])
-        patch.setattr(report, "B", 3)
-        patch.setattr(report, "N", 5)
-        patch.setattr(measure.measure_threads, "__defaults__", ((1, 50, 4),))
         patch.setattr(measure, "CALLS", 2)
         patch.setitem(LAYERS, "broken", lambda N: Broken(N, N))
-        status, output = run("speed", *TINY, "--out", out)
-        assert status == 0, output
+        output, _ = run("speed", *TINY, "--out", out)
         page = out.with_name("README.md")
         page.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nbehind\n")
         drawn = []
         for _ in range(2):
-            assert run("report", out, "--readme", page)[0] == 0
+            run("report", out, "--readme", page)
             drawn.append([path.read_bytes() for path in sorted(out.parent.glob("*.svg"))])
     assert drawn[0] == drawn[1], "the same JSON gives the same bytes"
     return out, json.loads(out.read_text()), output
@@ -75,7 +72,8 @@ def test_a_run_measures_everything(result):
             assert COPY in found[Case(sizes, dtype, SCAN_FORWARD)]
             for what in (FORWARD, TRAINING):
                 assert set(found[Case(sizes, dtype, what)]) >= set(LAYERS)
-    assert len({case.what for case in found}) == 7
+        assert LAYER in found[Case((3, 40, 5), dtype, TRAINING)]
+    assert {case.what for case in found} == set(cases.MEASURED)
     for row in content["rows"]:
         if row["name"] != "broken" or row["what"] == FORWARD:
             assert len(row["ms"]) == 5
@@ -87,12 +85,12 @@ def test_a_run_measures_everything(result):
 def test_what_raises_is_a_row_and_the_run_goes_on(result):
     out, content, output = result
     rows = [r for r in content["rows"] if (r["name"], r["what"]) == ("broken", TRAINING)]
-    assert len(rows) == 5
+    assert len(rows) == 6, "two dtypes at three shapes"
     assert {row["error"] for row in rows} == {"RuntimeError: could not create a primitive"}
     assert "  broken            RuntimeError: could not create a primitive\n" in output
     page = out.with_name("README.md").read_text()
     assert "`broken`, bfloat16, training step: RuntimeError: could not create a primitive" in page
-    assert "| error |" in page
+    assert "| error / error |" in page
 
 
 def test_the_report_shows_the_figures_of_the_json(result):
@@ -103,17 +101,53 @@ def test_the_report_shows_the_figures_of_the_json(result):
     assert "stale" not in page
     rows = report.by_case(content["rows"])[Case((3, 70, 5), "float32", FORWARD)]
     ours, linear = (rows[name]["ms"] for name in (LAYER, LINEAR))
-    line = next(line for line in page.splitlines() if line.startswith("| 3, 70, 5 |"))
-    shown = [cell.strip() for cell in line.split("|")]
+    table = page[page.index("Forward, float32 / bfloat16;") :]
+    line = next(line for line in table.splitlines() if line.startswith("| 3, 70, 5 |"))
+    shown = [cell.split(" / ")[0].strip() for cell in line.split("|")]
     assert float(shown[2]) == pytest.approx(statistics.median(ours), rel=0.01)
-    ratio = statistics.median(b / a for a, b in zip(ours, linear, strict=True))
-    assert float(shown[3]) == pytest.approx(ratio, rel=0.01)
-    for name in ("time", "memory"):
-        picture = (out.parent / f"speed-cpu-{name}.svg").read_text()
-        assert f">{LSTM}</text>" in picture, "the legend"
-        assert f"](speed-cpu-{name}.svg)" in page
-    assert "T = 70: IndRNN " in page
-    assert "training step of `nn.LSTM` holds " in page
+    times = statistics.median(b / a for a, b in zip(ours, linear, strict=True))
+    assert float(shown[3]) == pytest.approx(times, rel=0.01)
+
+
+def test_the_charts_come_first_and_say_what_they_show(tmp_path):
+    """Of made-up figures: each layer takes and holds its number times as much as `IndRNN`."""
+    rows = []
+    for T, dtype in itertools.product((64, 1024, 8192), cases.DTYPES):
+        for times, name in enumerate([LAYER, LINEAR, LSTM], 1):
+            results = {name: [0.0001 * T**2 * times] * 5}
+            held = {name: times * 32 * T * 128 * DTYPES[dtype].itemsize}
+            rows += measure.rows_of(Case((32, T, 128), dtype, TRAINING), results, held)
+    path, readme = tmp_path / "a.json", tmp_path / "README.md"
+    content = report.load(ROOT / "bench" / "results" / "speed-cpu.json") | {"rows": rows}
+    path.write_text(json.dumps(content))
+    readme.write_text(report.BEGIN + report.END)
+    run("report", path, "--readme", readme)
+    page = readme.read_text()
+    order = "At T = 8,192", "takes 3 (float32) and 3 (bfloat16) times", "holds 3 (", "| B, T, N |"
+    assert sorted(order, key=page.index) == list(order)
+    assert "In bfloat16 at T = 8,192, from the lowest line up: IndRNN 1, nn.Linear 2" in page
+    assert "In float32: IndRNN 1, nn.Linear 2, nn.LSTM 3." in page
+    assert "<details>" not in page, "nothing else to show"
+    for name, labels in (("time", [LSTM, "8,192", "1,000"]), ("memory", [f"{LSTM}: 3"])):
+        picture = (tmp_path / f"a-{name}.svg").read_text()
+        assert f"](a-{name}.svg)" in page
+        for label in labels:
+            assert re.search(rf"> ?{label}</text>", picture), label
+        assert not re.search(r">[^<]*(\de[+-]?\d|\^)[^<]*</text>", picture), "no exponents"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.000123456, "0.000123"),
+        (0.1, "0.1"),
+        (9.996, "10"),
+        (12.34, "12.3"),
+        (1234567, "1,234,567"),
+    ],
+)
+def test_numbers_have_no_exponents(value, shown):
+    assert report.number(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -150,23 +184,21 @@ def test_readme_shows_the_committed_figures():
 def test_a_user_s_run_leaves_the_committed_results_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "everything", lambda *args: iter([]))
-    assert run("speed", "--device", "cpu")[0] == 0
+    run("speed", "--device", "cpu")
     (path,) = tmp_path.rglob("*.json")
     assert path.parent == tmp_path / "runs"
     assert not report.load(path)["rows"]
-    status, output = run("report", path)
-    assert status == 0
-    assert "Medians of" in output, "on the terminal"
+    assert "medians of" in run("report", path)[0], "on the terminal"
 
 
 def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
-    def interrupted(args, device, limits):
+    def interrupted(args, device):
         yield measure.rows_of(Case((3, 70, 5), "float32", FORWARD), {LAYER: [0.1] * 5})
         raise KeyboardInterrupt
 
     out = tmp_path / "speed.json"
     monkeypatch.setattr(command, "everything", interrupted)
-    assert run("speed", *TINY, "--out", out)[0] == 130
+    run("speed", *TINY, "--out", out, status=130)
     content = report.load(out)
     assert not content["complete"]
     assert [row["ms"] for row in content["rows"]] == [[100] * 5]
@@ -235,11 +267,10 @@ def test_a_wrong_layer_is_found(wrong, said, dtype):
         checks.check_layer(rnn, inputs, training=True)
 
 
-def measured(what, clock=None, sizes=(3, 70, 8), call=1000):
+def measured(what, clock=None, sizes=(3, 70, 8), limit=1000):
     """{name: row} of one case."""
-    limits = measure.Limits(rounds=5, seconds=1, call=call)
-    case = Case(sizes, "float32", what)
-    (rows,) = measure.measure([case], CPU, clock or measure.Clock(CPU), limits)
+    case, clock = Case(sizes, "float32", what), clock or measure.Clock(CPU)
+    (rows,) = measure.measure([case], CPU, clock, rounds=5, seconds=1, limit=limit)
     return {row["name"]: row for row in rows}
 
 
@@ -247,20 +278,21 @@ def test_what_is_ours_and_wrong_is_not_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "indrnn_scan", wrong_scan("h"))
     monkeypatch.setattr(WrongLayer, "wrong", "h")
     monkeypatch.setitem(LAYERS, LAYER, lambda N: WrongLayer(N, N, batch_first=True))
-    for what, ours, other in ((SCAN_FORWARD, SCAN, COPY), (FORWARD, LAYER, LINEAR)):
+    cases = (SCAN_FORWARD, SCAN, COPY), (FORWARD, LAYER, LINEAR), (CALL, LAYER, PLAIN)
+    for what, ours, other in cases:
         rows = measured(what)
         assert rows[ours]["wrong"].startswith("h is off by ")
         assert "ms" not in rows[ours]
         assert rows[other]["ms"]
     words = ["--sizes", "2x5x3", "--dtypes", "float32", "--out", tmp_path / "a.json"]
-    assert run("speed", *TINY, *words)[0] == 1
+    run("speed", *TINY, *words, status=1)
 
 
 def test_an_error_of_ours_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setitem(LAYERS, LAYER, lambda N: Broken(N, N))
     assert "AttributeError" in measured(FORWARD)[LAYER]["error"]
     words = ["--sizes", "2x5x3", "--dtypes", "float32", "--out", tmp_path / "a.json"]
-    assert run("speed", *TINY, *words)[0] == 1
+    run("speed", *TINY, *words, status=1)
 
 
 def test_what_takes_too_long_is_skipped():
@@ -270,11 +302,11 @@ def test_what_takes_too_long_is_skipped():
         function()
         return 1.0
 
-    rows = measured(FORWARD, clock, call=30)
+    rows = measured(FORWARD, clock, limit=30)
     timed = {name for name, row in rows.items() if "ms" in row}
     assert timed == {LAYER, LINEAR}
     assert rows[LSTM]["skipped"] == "a call takes more than 30 s"
-    assert "ms" in measured(FORWARD, clock, call=36)[LSTM], "70 time steps, of which 2 were tried"
+    assert "ms" in measured(FORWARD, clock, limit=36)[LSTM], "70 time steps, of which 2 were tried"
 
 
 def test_what_needs_too_much_memory_is_skipped(monkeypatch):
@@ -303,8 +335,8 @@ def test_rounds_are_interleaved_and_ratios_are_within_them():
     assert isinstance(found["breaks"], ValueError)
     rows = {r["name"]: r for r in measure.rows_of(Case((1, 1, 1), "float32", FORWARD), found)}
     assert rows["slow"]["ms"] == [30000, 10000, 50000, 10000]
-    assert report.ratios(rows, "slow", "fast") == [10, 5, 10, 5]
-    assert report.ratios(rows, "slow", "breaks") is None
+    assert report.ratio(rows, "slow", "fast") == 7.5, "of 10, 5, 10 and 5"
+    assert report.ratio(rows, "slow", "breaks") is None
     assert rows["breaks"]["error"] == "ValueError: "
 
 

@@ -9,8 +9,6 @@ decay, and an epoch has all of its batches (theirs 1,700 of 1,782). Validation i
 twentieth of the training file, 3,000 images; training on the 57,000 before them.
 """
 
-import argparse
-import contextlib
 import copy
 import math
 import sys
@@ -21,25 +19,12 @@ from torch import nn
 
 from bench import arguments
 from bench.arguments import UserError
-from bench.environment import describe, write_json
-from bench.tasks import idx, training
+from bench.environment import describe, new_figure, write_figure, write_json
+from bench.tasks import idx, mnist_model, training
 from bench.tasks import settings as shared
-from bench.tasks.mnist_model import make_learner
-from bench.tasks.mnist_report import authors_log, draw, finite, parameters_line, report
 
 EVALUATION_BATCH = 250
 SETTLING = 50  # batches
-
-
-def probability(word):
-    """An `argparse` type: a number from 0 to 1."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{word!r} must be a probability from 0 to 1")
-    return value
 
 
 SETTINGS = {  # name: (default, type, help)
@@ -52,57 +37,71 @@ SETTINGS = {  # name: (default, type, help)
     "seed": (0, arguments.integer(0), "of the initial weights, the order of images and dropout"),
     "permutation-seed": (0, arguments.integer(0), "of the order of pixels with --permuted"),
     "lr": (2e-4, arguments.positive, "learning rate of Adam, constant"),
-    "dropout": (0.1, probability, "after each recurrence"),
-    "gamma": (5.0, arguments.positive, "growth of a state over all steps at most, at least 1"),
+    "dropout": (0.1, arguments.probability, "after each recurrence"),
+    "gamma": (5.0, arguments.growth, "growth of a state over all steps at most"),
     "device": (None, arguments.device, "where to train (default: cuda if there is one, else cpu)"),
     "threads": (None, arguments.integer(1), "of PyTorch on the CPU (default: its own choice)"),
     "limit-train": (None, arguments.integer(1), "train on the first so many images only"),
-    "log-every": (100, arguments.integer(1), "steps between two lines; a multiple of 10"),
-    "save-every": (200, arguments.integer(1), "steps between two checkpoints; a multiple of 10"),
+    "log-every": (100, arguments.integer(1), "steps between two lines"),
 }
 FLAGS = {"permuted": "the pixels in one random order, the same for all images"}
-MAY_CHANGE = {"data", "epochs", "threads", "log_every", "save_every"}
+MAY_CHANGE = {"data", "epochs", "threads", "log_every"}
 LAYERS = {"plain": 6, "residual": 5, "dense": 18}
+# Of the authors' code: parameters, and validation accuracy in % after some epochs of their logs.
+PUBLISHED_PARAMETERS = {
+    ("plain", 6): 86_410,
+    ("plain", 12): 187_786,
+    ("residual", 5): 170_890,
+    ("dense", 18): 256_514,
+}
+EPOCHS = (1, 2, 5, 10, 20, 50)
+LOGS = {  # (model, layers, permuted)
+    ("plain", 6, False): (77.7, 85.1, 94.0, 96.2, 97.4, 98.3),
+    ("plain", 12, False): (83.4, 88.7, 70.2, 97.7, 97.8, 99.1),
+    ("residual", 5, False): (89.2, 95.6, 97.0, 98.0, 98.1, 98.8),
+    ("dense", 18, False): (88.2, 94.1, 95.5, 98.1, 98.3, 99.4),
+    ("plain", 6, True): (63.1, 70.0, 66.0, 41.9, 78.2, 85.3),
+    ("residual", 5, True): (69.9, 77.2, 86.6, 89.0, 92.9, 94.5),
+}
 
 
 def add_arguments(parser):
-    shared.add_arguments(parser, "mnist", SETTINGS, FLAGS)
+    shared.add_arguments(parser, SETTINGS, FLAGS)
 
 
 def run(args):
-    with contextlib.ExitStack() as held:
-        return run_alone(args, held)
-
-
-def run_alone(args, held):
-    """`held` keeps other runs out of the folder."""
-    if args.resume:
-        shared.hold(args.resume, held)
-    checkpoint = args.resume and training.load_checkpoint(args.resume / "checkpoint.pt", "mnist")
-    settings = merge_settings(vars(args), checkpoint)
+    settings, checkpoint = shared.merge(sys.modules[__name__], args)
+    complete(settings, vars(args))
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     data, hashes = load_data(settings)
-    if checkpoint and checkpoint["settings"].get("hashes") != hashes:
+    if checkpoint and checkpoint["settings"]["hashes"] != hashes:
         raise UserError(f"{settings['data']} holds other images than the run to resume has seen")
     settings["hashes"] = hashes
-    learner = make_learner(settings, data["train"][0].shape[1])
-    name = f"mnist-{settings['model']}{settings['layers']}"
-    folder = args.resume or shared.new_folder(
-        args.out, name + ("-permuted" if settings["permuted"] else ""), held
-    )
+    learner = mnist_model.make_learner(settings, data["train"][0].shape[1])
+    kind = "permuted" if settings["permuted"] else "sequential"
+    folder = shared.folder_of(args, f"mnist-{settings['model']}{settings['layers']}-{kind}")
     if checkpoint:
         training.restore([learner], checkpoint)
-        check_epochs(learner, steps_of_epoch(settings, data["train"]))
-    kind = "permuted" if settings["permuted"] else "sequential"
-    counts = ", ".join(f"{len(labels)} {part}" for part, (_, labels) in data.items())
+    counts = {part: len(labels) for part, (_, labels) in data.items()}
     print(f"{kind} MNIST, {learner.name}, {parameters_line(settings, learner)}; images: {counts}")
     print(f"on {describe(settings['device'])['device_name']}; results in {folder}")
     test = None
 
     def save():
         training.save_checkpoint(folder / "checkpoint.pt", "mnist", settings, [learner])
-        write_json(folder / "report.json", report(settings, learner, data, test))
+        report = {
+            "task": "mnist",
+            # Not where the images lie: which they are is in the hashes.
+            "settings": {name: value for name, value in settings.items() if name != "data"},
+            "fixed": mnist_model.FIXED,
+            "environment": describe(settings["device"]),
+            "images": counts,
+            "model": learner.name,
+            **learner.result(),
+            "test": test,
+        }
+        write_json(folder / "report.json", report)
 
     with training.stop_requests() as stop:
         while len(learner.validations) < settings["epochs"]:
@@ -115,7 +114,7 @@ def run_alone(args, held):
             test = evaluate(learner.model, *data["test"])
             print(f"test: accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f}, last weights")
         save()
-        draw(folder / "curves.png", settings, learner, data)
+        draw(folder / "curves.png", settings, learner, steps_of_epoch(settings, data["train"]))
     if stop:
         print(f"stopped; to go on: python -m bench mnist --resume {folder}")
         return 130
@@ -126,19 +125,31 @@ def run_alone(args, held):
     return 0
 
 
-def merge_settings(given, checkpoint):
-    settings = shared.merge(SETTINGS, FLAGS, MAY_CHANGE, given, checkpoint)
+def complete(settings, given):
+    """Fills in what depends on the model, and refuses what it does not have."""
     if settings["model"] == "dense" and "layers" in given:
         raise UserError("--layers: the dense model has blocks of 8, 6 and 4, always")
     if settings["model"] == "dense" and settings["hidden"] % 8:
         raise UserError(f"--hidden {settings['hidden']}: must be a multiple of 8 with dense")
-    if settings["gamma"] < 1:
-        raise UserError(f"--gamma {settings['gamma']:g}: must be at least 1")
     settings["layers"] = settings["layers"] or LAYERS[settings["model"]]
     settings["data"] = settings["data"] and str(Path(settings["data"]).resolve())
-    for name in ("log_every", "save_every"):
-        settings[name] = training.FLUSH * math.ceil(settings[name] / training.FLUSH)
-    return settings
+
+
+def parameters_line(settings, learner):
+    """The count of parameters, and that it is the published one where there is one."""
+    published = PUBLISHED_PARAMETERS.get((settings["model"], settings["layers"]))
+    if settings["hidden"] != 128 or published is None:
+        return f"{learner.parameters:,} parameters"
+    assert learner.parameters == published, f"{learner.parameters:,} parameters, not {published:,}"
+    return f"{learner.parameters:,} parameters as published"
+
+
+def authors_log(settings):
+    """{epoch: validation accuracy in %} of the published run that this one repeats; or empty."""
+    key = settings["model"], settings["layers"], settings["permuted"]
+    if settings["hidden"] != 128 or settings["limit_train"] or key not in LOGS:
+        return {}
+    return dict(zip(EPOCHS, LOGS[key], strict=True))
 
 
 def load_data(settings):
@@ -169,14 +180,6 @@ def steps_of_epoch(settings, data):
     return math.ceil(len(data[0]) / settings["batch"])
 
 
-def check_epochs(learner, per_epoch):
-    """A UserError unless the steps are those of the epochs that were validated and of the next."""
-    shown = {"epoch", "step", "images", "accuracy", "loss", "settled_accuracy", "authors"}
-    rest = learner.step - per_epoch * len(learner.validations)
-    if not 0 <= rest <= per_epoch or any(line.keys() != shown for line in learner.validations):
-        raise UserError("the checkpoint does not fit the model: wrong validations")
-
-
 def pixels(images):
     """Bytes to [-1, 1)."""
     return images.float().div_(128).sub_(1)
@@ -197,7 +200,7 @@ def train_epoch(learner, settings, data, save, stop):
         answers = labels[chosen]
         logits = model(pixels(images[chosen]))
         right = (logits.argmax(1) == answers).float().mean()
-        return nn.functional.cross_entropy(logits, answers), right
+        return {"loss": nn.functional.cross_entropy(logits, answers), "accuracy": right}
 
     learner.model.train()
     training.train(
@@ -207,7 +210,6 @@ def train_epoch(learner, settings, data, save, stop):
         learning_rate=lambda step: settings["lr"],
         log_every=settings["log_every"],
         save=save,
-        save_every=settings["save_every"],
         stop=stop,
     )
 
@@ -226,7 +228,7 @@ def evaluate(model, images, labels):
     return {
         "images": len(labels),
         "accuracy": right / len(labels),
-        "loss": finite(loss / len(labels)),
+        "loss": training.finite(loss / len(labels)),
     }
 
 
@@ -262,3 +264,24 @@ def validate(learner, settings, data, train_images):
         f"{100 * result['settled_accuracy']:.2f} %, loss {result['loss']:.4f}, "
         f"{learner.seconds / epoch:.0f} s per epoch"
     )
+
+
+def draw(path, settings, learner, per_epoch):
+    """Training loss, and accuracy beside the authors' log, against epochs."""
+    figure = new_figure(8, 4.5)
+    if figure is None:
+        return
+    losses, accuracies = figure.subplots(1, 2)
+    learner.plot(losses, per_epoch)
+    losses.set(xlabel="epoch")
+    shown = {line["epoch"]: 100 * line["accuracy"] for line in learner.validations}
+    log = {epoch: value for epoch, value in authors_log(settings).items() if epoch <= len(shown)}
+    for label, points in (("validation", shown), ("authors' log", log)):
+        if points:
+            accuracies.plot(*zip(*points.items(), strict=True), marker="o", label=label)
+            accuracies.legend()
+    accuracies.set(xlabel="epoch", ylabel="validation accuracy, %")
+    accuracies.grid(alpha=0.3)
+    kind = "Permuted" if settings["permuted"] else "Sequential"
+    figure.suptitle(f"{kind} MNIST, {learner.name}")
+    write_figure(path, figure, dpi=150)
