@@ -198,7 +198,7 @@ def test_the_sweep_does_not_time_what_is_wrong(tune, monkeypatch):
 
         def changed(choice):
             h_n, h = compute(choice)
-            return (h_n * 1.01, h) if choice["rows"] == 16 else (h_n, h)
+            return (h_n * 1.01, h) if choice.rows == 16 else (h_n, h)
 
         return changed
 
@@ -225,26 +225,3 @@ def test_the_sweep_ends_when_its_time_is_over(tune):
 def test_what_is_compiled_ahead_can_be_compiled(tune):
     pick, _ = tune.OPERATIONS["scan backward"].choices(1, 36, 16, torch.float32, "cpu")
     tune.compile_one("scan backward", 16, "float32", "cpu", pick)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "tuning needs a GPU, and PyTorch finds none"),
-        (["--device", "cpu"], "tuning needs a GPU, which cpu is not"),
-        (["--seconds", "0"], "argument --seconds: '0' must be a finite number above 0"),
-    ],
-)
-def test_tune_without_a_gpu_gets_one_clear_line(tune, words, said, monkeypatch, capsys):
-    from bench.__main__ import main
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    try:
-        status = main(["tune", *words])
-    except SystemExit as exit:
-        status = exit.code
-    error = capsys.readouterr().err
-    assert status == 2
-    assert error.startswith("python -m bench tune: error: ")
-    assert said in error
-    assert error.count("\n") == 1
