@@ -4,6 +4,7 @@ sweep of `python -m bench tune`."""
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,18 @@ def test_the_sweep_ends_when_its_time_is_over(tune):
 def test_what_is_compiled_ahead_can_be_compiled(tune):
     pick, _ = tune.OPERATIONS["scan backward"].choices(1, 36, 16, torch.float32, "cpu")
     tune.compile_one("scan backward", 16, "float32", "cpu", pick)
+
+
+ALONE = """
+import sys
+sys.modules |= dict.fromkeys(["matplotlib", "tqdm", "pytest_benchmark"])
+import bench.launches, bench.tune
+from bench.__main__ import main
+sys.exit(main(["speed", "--device", "cpu", "--sizes", "1x2x3", "--out", sys.argv[1]]))
+"""
+
+
+def test_a_gpu_machine_needs_no_package_of_training_and_charts(tune, tmp_path):
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "speed.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -163,7 +163,9 @@ def markdown(content, path):
         parts += [tables.pop(TRAINING)]
     if folded := "\n\n".join([*tables.values(), *remarks(content)]):
         summary = ", ".join(tables) or "More"
-        parts.append(f"<details><summary>{summary}</summary>\n\n{folded}\n\n</details>")
+        parts.append(
+            f'<details markdown="1"><summary>{summary}</summary>\n\n{folded}\n\n</details>'
+        )
     return "\n\n".join(parts)
 
 
