@@ -11,16 +11,10 @@ import sys
 
 from bench.arguments import UserError
 
-RUNS = "writes checkpoint.pt, report.json and curves.png into the folder runs/{}-..., or --out"
+RUNS = "writes checkpoint.pt, report.json and curves.png into a new folder of runs/, or --out"
 COMMANDS = {  # name: (module, what it does and what it writes)
-    "adding": (
-        "bench.tasks.adding",
-        "train an IndRNN on the adding problem; " + RUNS.format("adding"),
-    ),
-    "mnist": (
-        "bench.tasks.mnist",
-        "train an IndRNN on MNIST, pixel by pixel; " + RUNS.format("mnist"),
-    ),
+    "adding": ("bench.tasks.adding", f"train an IndRNN on the adding problem; {RUNS}"),
+    "mnist": ("bench.tasks.mnist", f"train an IndRNN on MNIST, pixel by pixel; {RUNS}"),
     "speed": (
         "bench.speed.command",
         "measure layers and the recurrence alone beside what a user would pick instead; writes "

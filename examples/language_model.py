@@ -111,7 +111,8 @@ def main(argv=None):
         chunk = readers[:, start : start + T + 1]
         logits, state = model(chunk[:, :-1], state)
         state = detached(state)
-        loss = cross_entropy(rearrange(logits, "b t symbol -> b symbol t"), chunk[:, 1:])
+        logits = rearrange(logits, "b t symbol -> (b t) symbol")
+        loss = cross_entropy(logits, rearrange(chunk[:, 1:], "b t -> (b t)"))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

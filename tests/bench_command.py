@@ -13,7 +13,7 @@ import torch
 
 from bench.__main__ import main
 from bench.speed import command
-from bench.tasks import training
+from bench.tasks import run as run_of_task
 
 
 def run(*words, status=0):
@@ -22,7 +22,7 @@ def run(*words, status=0):
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        for module in (training, command):  # would last until the end of all tests
+        for module in (run_of_task, command):  # would last until the end of all tests
             patch.setattr(module, "keep_freed_memory", lambda: None)
         stack.enter_context(contextlib.redirect_stdout(printed[0]))
         stack.enter_context(contextlib.redirect_stderr(printed[1]))
@@ -44,7 +44,7 @@ def refusal(*words):
     return error
 
 
-SMALL = ["--hidden", "8", "--device", "cpu", "--log-every", "10"]
+SMALL = ["--hidden", "8", "--device", "cpu", "--threads", "1", "--log-every", "10"]
 ADDING = ["adding", *SMALL, "--length", "20", "--batch", "4"]
 SIDE = 5
 MNIST = {  # name: magic number, images or labels, whether the file is packed

@@ -5,81 +5,56 @@ sum of the two. Always answering 1 gives a mean squared error of 1/6. The settin
 Li et al. 2018 (arXiv 1803.04831) and of the authors' Theano code: `SETTINGS` and `make_indrnn`.
 """
 
-import sys
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from bench import arguments
-from bench.environment import describe, new_figure, write_figure, write_json
-from bench.tasks import settings as shared
 from bench.tasks import training
+from bench.tasks.run import Task
 from bench.tasks.training import Learner
 from fastindrnn import IndRNN, constrain_, constrain_after_step, init, recurrent_max_for
 
 CHANCE = 1 / 6
 GRADIENT_CLIP = 10.0
-SETTINGS = {  # name: (default, type, help)
-    "length": (1000, arguments.integer(2), "time steps of a sequence"),
-    "steps": (60000, arguments.integer(1), "training steps at most"),
-    "batch": (32, arguments.integer(1), "sequences per step"),
-    "hidden": (128, arguments.integer(1), "hidden units per layer"),
-    "layers": (2, arguments.integer(1), "recurrent layers"),
-    "lr": (2e-4, arguments.positive, "learning rate of Adam"),
-    "decay-every": (20000, arguments.integer(1), "steps until the rate falls to a tenth"),
-    "seed": (0, arguments.integer(0), "of the initial weights and of the data"),
-    "device": (None, arguments.device, "where to train (default: cuda if there is one, else cpu)"),
-    "target": (0.01, arguments.positive, "stop when the mean MSE of 100 steps is below this"),
-    "log-every": (100, arguments.integer(1), "steps between two lines"),
-    "baseline-steps": (None, arguments.integer(1), "of each baseline (default: as the IndRNN)"),
-}
-FLAGS = {
-    "keep-going": "train for all of --steps, also past the target",
-    "baselines": "train an LSTM and an IRNN on the same data afterwards",
-}
-MAY_CHANGE = {"steps", "target", "log_every", "baseline_steps", "keep_going", "baselines"}
 
 
-def add_arguments(parser):
-    shared.add_arguments(parser, SETTINGS, FLAGS)
+class Adding(Task):
+    SETTINGS: ClassVar = Task.SETTINGS | {
+        "length": (1000, arguments.integer(2), "time steps of a sequence"),
+        "steps": (60000, arguments.integer(1), "training steps at most"),
+        "layers": (2, arguments.integer(1), "recurrent layers"),
+        "decay-every": (20000, arguments.integer(1), "steps until the rate falls to a tenth"),
+        "target": (0.01, arguments.positive, "stop when the mean MSE of 100 steps is below this"),
+        "baseline-steps": (None, arguments.integer(1), "of each baseline (default: as the IndRNN)"),
+    }
+    FLAGS: ClassVar = {
+        "keep-going": "train for all of --steps, also past the target",
+        "baselines": "train an LSTM and an IRNN on the same data afterwards",
+    }
+    MAY_CHANGE: ClassVar = Task.MAY_CHANGE | {
+        *("steps", "target", "baseline_steps", "keep_going", "baselines")
+    }
 
+    def __init__(self, settings):
+        self.settings = settings
+        names = ["IndRNN", "LSTM", "IRNN"] if settings["baselines"] else ["IndRNN"]
+        self.learners = [make_learner(name, settings) for name in names]
+        self.name = f"adding-T{settings['length']}"
+        self.title = f"Adding problem, T = {settings['length']}"
 
-def run(args):
-    settings, checkpoint = shared.merge(sys.modules[__name__], args)
-    folder = shared.folder_of(args, f"adding-T{settings['length']}")
-    names = ["IndRNN", "LSTM", "IRNN"] if settings["baselines"] else ["IndRNN"]
-    learners = [make_learner(name, settings) for name in names]
-    if checkpoint:
-        training.restore(learners, checkpoint)
-        if settings["target"] != checkpoint["settings"]["target"]:
-            for learner in learners:
-                learner.reached = None
-    print(f"adding problem, T = {settings['length']}, on {settings['device']}; results in {folder}")
-
-    def save():
-        training.save_checkpoint(folder / "checkpoint.pt", "adding", settings, learners)
-        report = {
-            "task": "adding",
-            "settings": settings,
-            "environment": describe(settings["device"]),
-            "chance": CHANCE,
-            "window": training.WINDOW,
-            "models": {learner.name: learner.result() for learner in learners},
-        }
-        write_json(folder / "report.json", report)
-
-    with training.stop_requests() as stop:
-        for learner in learners:
-            if stop or (learner.reached and not settings["keep_going"]):
-                continue
-            limit = settings["steps"]
-            if learner.name != "IndRNN":
-                limit = settings["baseline_steps"] or learners[0].step
+    def train(self, save, stop):
+        settings, (first, *_) = self.settings, self.learners
+        for learner in self.learners:
+            if stop:
+                break
+            steps = settings["steps"] if learner is first else settings["baseline_steps"]
             training.train(
                 learner,
                 partial(loss_of_step, length=settings["length"], batch=settings["batch"]),
-                steps=limit,
+                steps=steps or first.step,
                 learning_rate=lambda step: (
                     settings["lr"] * 0.1 ** (step // settings["decay_every"])
                 ),
@@ -89,14 +64,19 @@ def run(args):
                 save=save,
                 stop=stop,
             )
-            print(summary(learner))
-        save()
-        draw(folder / "curves.png", settings["length"], learners)
-    if stop:
-        print(f"stopped; to go on: python -m bench adding --resume {folder}")
-        return 130
-    print(f"curves.png, report.json and checkpoint.pt are in {folder}")
-    return 0
+            print(f"{learner.name}: {learner.summary()} (chance {CHANCE:.4f})")
+
+    def facts(self):
+        models = {learner.name: learner.result() for learner in self.learners}
+        return {"chance": CHANCE, "models": models}
+
+    def draw(self, figure):
+        """The loss of every learner, and of a constant answer."""
+        axes = figure.add_subplot(xlabel="step")
+        for learner in self.learners:
+            learner.plot(axes)
+        axes.axhline(CHANCE, label="always answering 1", color="grey", linestyle="--")
+        axes.legend()
 
 
 def make_batch(size, length, generator):
@@ -194,24 +174,4 @@ def start_small(recurrent):
     return recurrent
 
 
-def summary(learner):
-    outcome = f"target reached at step {learner.reached}" if learner.reached else learner.outcome
-    minutes, seconds = divmod(round(learner.seconds), 60)
-    loss = f"mean MSE of the last {training.WINDOW} steps {learner.running():.5f}"
-    steps = f"{learner.step} steps in {minutes} min {seconds:02d} s"
-    return f"{learner.name}: {outcome}; {steps}; {loss} (chance {CHANCE:.4f})"
-
-
-def draw(path, length, learners):
-    """Running loss against steps for every learner, and the loss of a constant answer."""
-    figure = new_figure(8, 4.5)
-    if figure is None:
-        return
-    axes = figure.add_subplot(title=f"Adding problem, T = {length}")
-    for learner in learners:
-        learner.plot(axes)
-    options = {"color": "grey", "linestyle": "--", "linewidth": 1}
-    axes.axhline(CHANCE, label="always answering the mean", **options)
-    axes.set(xlabel="step")
-    axes.legend()
-    write_figure(path, figure, dpi=150)
+add_arguments, run = Adding.add_arguments, Adding.run

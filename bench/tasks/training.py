@@ -1,12 +1,9 @@
 """Training that can be stopped between any two steps and goes on as if it never had been."""
 
-import contextlib
 import hashlib
 import io
 import math
-import signal
 import statistics
-import sys
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -17,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bench.arguments import UserError
-from bench.environment import keep_freed_memory, write
+from bench.environment import write
 
 WINDOW = 100  # a "running" figure is the mean of this many last steps
 STRETCH = 10  # figures are read off the device once in this many steps, so that a GPU need not wait
@@ -29,7 +26,9 @@ FORMAT = 2
 class Learner:
     """One model with all that its training needs, and what the training has shown so far."""
 
-    RECORD: ClassVar = ("series", "step_seconds", "seconds", "reached", "outcome", "validations")
+    RECORD: ClassVar = (
+        *("series", "step_seconds", "seconds", "target", "reached", "outcome", "validations"),
+    )
 
     name: str
     model: nn.Module
@@ -38,6 +37,7 @@ class Learner:
     series: dict[str, list[float]] = field(default_factory=dict)  # of every step: its loss, ...
     step_seconds: list[float] = field(default_factory=list)  # the mean of each stretch
     seconds: float = 0.0
+    target: float = -math.inf
     reached: int | None = None  # the step at which the running loss fell below the target
     outcome: str = "not started"
     validations: list[dict] = field(default_factory=list)
@@ -62,6 +62,12 @@ class Learner:
         figures += [f"mean of {WINDOW} {self.running(name):.5f}" for name in self.series]
         seconds = statistics.median(self.step_seconds[-WINDOW // STRETCH :])
         return f"{self.name} step {self.step:>6}  {'  '.join(figures)}  {1e3 * seconds:.1f} ms/step"
+
+    def summary(self):
+        outcome = f"target reached at step {self.reached}" if self.reached else self.outcome
+        minutes, seconds = divmod(round(self.seconds), 60)
+        steps = f"{self.step} steps in {minutes} min {seconds:02d} s"
+        return f"{outcome}; {steps}; mean loss of the last {WINDOW} {self.running():.5f}"
 
     def state_dict(self):
         return {name: getattr(self, name) for name in self.RECORD} | {
@@ -109,23 +115,6 @@ def finite(value):
     return value if math.isfinite(value) else None
 
 
-@contextlib.contextmanager
-def stop_requests():
-    """Yields a list, empty until the first Ctrl-C; a second Ctrl-C ends the program at once."""
-    requests = []
-
-    def request(number, frame):
-        requests.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)
-
-    before = signal.signal(signal.SIGINT, request)
-    try:
-        yield requests
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def clip_before_step(optimizer, largest):
     """Clips every element of the gradients before each step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -149,7 +138,10 @@ def train(
     loss_of_step(model, generator) -> {"loss": a scalar, and what else is to be recorded};
     learning_rate(step) -> float; save() is called once in SAVE_SECONDS.
     """
-    keep_freed_memory()
+    if learner.target != target:
+        learner.target, learner.reached = target, None
+    if learner.reached and stop_at_target:
+        return
     saved, learner.outcome = time.monotonic(), "step limit"
     options = {"initial": learner.step, "desc": learner.name, "unit": "step", "disable": None}
     with tqdm(total=steps, **options) as bar:
