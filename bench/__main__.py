@@ -1,18 +1,35 @@
 """python -m bench COMMAND: the published experiments, the speed measurements and their report.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> exit status`; a new one is a
-line in `COMMANDS`.
+A command is a module with `add_arguments(parser)` and `run(args) -> exit status`. Only the one that
+is asked for is imported: each has packages of its own.
 """
 
 import argparse
+import contextlib
+import importlib
 import sys
 
-from bench import tune
 from bench.arguments import UserError
-from bench.speed import command, report
-from bench.tasks import adding, mnist
 
-COMMANDS = {"adding": adding, "mnist": mnist, "speed": command, "report": report, "tune": tune}
+RUNS = "writes checkpoint.pt, report.json and curves.png into a new folder of runs/, or --out"
+COMMANDS = {  # name: (module, what it does and what it writes)
+    "adding": ("bench.tasks.adding", f"train an IndRNN on the adding problem; {RUNS}"),
+    "mnist": ("bench.tasks.mnist", f"train an IndRNN on MNIST, pixel by pixel; {RUNS}"),
+    "speed": (
+        "bench.speed.command",
+        "measure layers and the recurrence alone beside what a user would pick instead; writes "
+        "runs/speed-....json, or the file --out",
+    ),
+    "report": (
+        "bench.speed.report",
+        "draw what speed has measured; writes charts (SVG) beside each JSON, and without a JSON "
+        "takes those of bench/results and writes their figures into README.md",
+    ),
+    "tune": (
+        "bench.tune",
+        "compare the launch model of the GPU kernels with a sweep; writes a JSON if --out names it",
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,21 +40,27 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m bench", description="Benchmarks of fastindrnn.")
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser("python -m bench", description="Benchmarks of fastindrnn.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        summary = module.__doc__.splitlines()[0]
-        subparser = subparsers.add_parser(
-            name, help=summary, description=summary, allow_abbrev=False
-        )
-        module.add_arguments(subparser)
-    args = parser.parse_args(argv)
-    sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed, also in a pipe
     try:
-        return COMMANDS[args.command].run(args)
+        for name, (path, purpose) in COMMANDS.items():
+            options = subparsers.add_parser(name, help=purpose, allow_abbrev=False)
+            if name in argv[:1]:
+                module = importlib.import_module(path)
+                options.description = f"{module.__doc__}\nIt {purpose.partition('; ')[2]}."
+                options.formatter_class = argparse.RawDescriptionHelpFormatter
+                module.add_arguments(options)
+        args = parser.parse_args(argv)
+        sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed, in a pipe
+        with contextlib.ExitStack() as args.held:
+            return module.run(args)
+    except ModuleNotFoundError as error:
+        reason = f"{error}; pip install -e '.[bench]' installs what the benchmarks need"
     except UserError as error:
-        print(f"python -m bench {args.command}: error: {error}", file=sys.stderr)
-        return 2
+        reason = error
+    print(f"python -m bench {argv[0]}: error: {reason}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -12,28 +12,25 @@ class UserError(Exception):
 
 def integer(minimum):
     """An `argparse` type: a whole number that is at least `minimum`."""
+    return _number(int, f"a whole number, at least {minimum}", lambda value: value >= minimum)
 
+
+def _number(kind, what, holds):
     def parse(word):
         try:
-            value = int(word)
+            value = kind(word)
         except ValueError:
-            value = None
-        if value is None or value < minimum:
-            raise argparse.ArgumentTypeError(f"{word!r} must be a whole number, at least {minimum}")
+            value = math.nan
+        if not (math.isfinite(value) and holds(value)):
+            raise argparse.ArgumentTypeError(f"{word!r} must be {what}")
         return value
 
     return parse
 
 
-def positive(word):
-    """An `argparse` type: a finite number above 0."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{word!r} must be a finite number above 0")
-    return value
+positive = _number(float, "a finite number above 0", lambda value: value > 0)
+probability = _number(float, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
+growth = _number(float, "a finite number, at least 1", lambda value: value >= 1)
 
 
 def sizes(word):

@@ -6,25 +6,119 @@ itself never searches: what falls behind is a reason to mend kernels/gpu/model.p
 """
 
 import itertools
+import math
 import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Callable
 from concurrent import futures
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from fastindrnn.kernels.gpu import model
+from fastindrnn.kernels.gpu.launch_scan import device_of
+from triton.runtime.errors import OutOfResources
 
 from bench import arguments
-from bench.choices import OPERATIONS, label
 from bench.environment import describe, write_json
 from bench.speed.cases import DTYPES, SIZES
 from bench.speed.measure import Clock, interleave
+from fastindrnn.kernels import gpu
 
 BEHIND = 1.1
 # How far from the pick's a result may be, of the largest value: another cut rounds differently.
 TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-3}
+
+
+class Operation(NamedTuple):
+    """Something that a launch does in several ways. A choice is a named tuple of `model`.
+
+    choices(B, T, N, dtype, device): the model's pick, and a list of others.
+    prepare(B, T, N, dtype, device): makes tensors, and returns a function of a choice that
+    computes on them and returns all that it computed.
+    """
+
+    choices: Callable
+    prepare: Callable
+
+
+def near(choice, **factors):
+    """Copies in which one field is some times as large."""
+    return [
+        choice._replace(**{name: int(getattr(choice, name) * factor)})
+        for name, several in factors.items()
+        for factor in several
+    ]
+
+
+def scan_choices(B, T, N, dtype, device, streams):
+    """What differs from the pick by a factor in one thing, or has one chunk."""
+    machine = device_of(torch.empty(0, device=device))
+    pick = model.plan(machine, B, T, N, dtype.itemsize, streams, math.gcd(16, N * dtype.itemsize))
+    halves = dict.fromkeys(("rows", "stages", "block_n"), (0.5, 2))
+    others = near(pick, chunks=(0.25, 0.5, 2, 4), **halves)
+    others += [pick._replace(chunks=1), pick._replace(stages=1)]
+    possible = [
+        choice
+        for choice in others
+        if min(choice) >= 1
+        and choice.rows <= 32
+        and choice.block_n >= machine.lanes
+        and choice.chunks * choice.rows <= T
+    ]
+    return pick, possible
+
+
+def scan_forward(B, T, N, dtype, device):
+    a, u = torch.randn(B, T, N, device=device, dtype=dtype), torch.rand(N, device=device)
+    h = torch.empty_like(a)
+    return lambda choice: (gpu.scan_forward(a, u, None, h, **choice._asdict()), h)
+
+
+def scan_backward(B, T, N, dtype, device):
+    grad_h, a = (torch.randn(B, T, N, device=device, dtype=dtype) for _ in range(2))
+    u, h = torch.rand(N, device=device), torch.relu(a)
+    return lambda choice: gpu.scan_backward(grad_h, None, h, u, None, **choice._asdict())
+
+
+def layer_choices(B, T, N, dtype, device):
+    """Split into other numbers of slices; fused in other tiles, each chained and not."""
+    machine, aligned = device_of(torch.empty(0, device=device)), N * dtype.itemsize % 16 == 0
+    plain = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    strategy = "split" if plain or machine.family is None else "auto"
+    pick = model.choose(machine, strategy, B, T, N, N, dtype.itemsize, False, aligned, True, B)
+    slices = {1, *(min(int(n * pick.slices), B) for n in (0.5, 2, 4))} - {0}
+    others = [model.Choice(None, False, n) for n in sorted(slices)]
+    if machine.family is not None:
+        tile = model.tile(machine.family, N, N, dtype.itemsize, False, aligned)
+        halves = dict.fromkeys(("block_n", "block_t", "warps"), (0.5, 2))
+        for each in [tile, *([] if plain else near(tile, **halves))]:
+            others += [model.Choice(each, chained, 1) for chained in {False, each.block_t < T}]
+    return pick, others
+
+
+def layer_forward(B, T, N, dtype, device):
+    x, h = (torch.randn(B, T, N, device=device, dtype=dtype) for _ in range(2))
+    weight = torch.randn(N, N, device=device, dtype=dtype) / N**0.5
+    bias, u = torch.randn(N, device=device, dtype=dtype), torch.rand(N, device=device)
+    return lambda choice: (gpu.indrnn_forward(x, weight, bias, u, None, h, choice=choice), h)
+
+
+OPERATIONS = {
+    "scan forward": Operation(partial(scan_choices, streams=1), scan_forward),
+    "scan backward": Operation(partial(scan_choices, streams=2), scan_backward),
+    "layer forward": Operation(layer_choices, layer_forward),
+}
+
+
+def label(choice):
+    fields = choice._asdict()
+    tile = fields.pop("tile", None)
+    fields |= tile._asdict() if tile is not None else {}
+    return ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
 def sweep(cases, device, measure, seconds=float("inf")):
@@ -44,6 +138,7 @@ def examine(operation, sizes, dtype, device, measure):
     """Checks and times the pick and the other choices of one case."""
     arguments = *sizes, DTYPES[dtype], device
     pick, others = operation.choices(*arguments)
+    others = [choice for choice in dict.fromkeys(others) if choice != pick]
     compute = operation.prepare(*arguments)
     expected = [x.clone() for x in compute(pick)]
     errors = {label(c): disagreement(compute, c, expected, TOLERANCE[dtype]) for c in others}
@@ -68,8 +163,6 @@ def examine(operation, sizes, dtype, device, measure):
 
 def disagreement(compute, choice, expected, tolerance):
     """What is wrong with a choice, or None."""
-    from triton.runtime.errors import OutOfResources
-
     try:
         actual = compute(choice)
     except OutOfResources as error:
@@ -102,7 +195,7 @@ def compile_ahead(cases, device, seconds):
 
 
 def compile_one(name, N, dtype, device, choice):
-    T = choice.get("chunks", 1) * choice.get("rows", 16)
+    T = choice.chunks * choice.rows if isinstance(choice, model.Plan) else 16
     OPERATIONS[name].prepare(1, T, N, DTYPES[dtype], torch.device(device))(choice)
 
 
@@ -142,31 +235,20 @@ def summary(records):
 
 
 def add_arguments(parser):
-    parser.add_argument("--device", type=arguments.device, help="default: cuda")
-    parser.add_argument(
-        "--seconds",
-        type=arguments.positive,
-        default=120.0,
-        help="begin no further case after this long (default: 120)",
-    )
-    parser.add_argument(
-        "--rounds", type=arguments.integer(1), default=20, help="samples per choice (default: 20)"
-    )
-    parser.add_argument(
-        "--sizes",
-        type=arguments.sizes,
-        nargs="+",
-        default=SIZES,
-        metavar="BxTxN",
-        help="sizes to sweep (default: those of the speed measurements)",
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write (default: none)")
+    def add(name, **options):
+        parser.add_argument(f"--{name}", **options)
+
+    end = "begin no further case after this long (default: 120)"
+    add("device", type=arguments.device, default="cuda", help="default: cuda")
+    add("seconds", type=arguments.positive, default=120.0, help=end)
+    add("rounds", type=arguments.integer(1), default=20, help="samples per choice (default: 20)")
+    sizes = "sizes to sweep (default: those of the speed measurements)"
+    add("sizes", type=arguments.sizes, nargs="+", default=SIZES, metavar="BxTxN", help=sizes)
+    add("out", type=Path, metavar="FILE", help="JSON to write (default: none)")
 
 
 def run(args):
-    if args.device is None and not torch.cuda.is_available():
-        raise arguments.UserError("tuning needs a GPU, and PyTorch finds none")
-    device = torch.device(args.device or "cuda")
+    device = torch.device(args.device)
     if device.type != "cuda":
         raise arguments.UserError(f"tuning needs a GPU, which {device} is not")
     if args.out and not args.out.parent.is_dir():

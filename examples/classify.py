@@ -9,6 +9,7 @@ padding out of everything, norms included, and `last_output` picks each sequence
 import argparse
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -53,7 +54,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(64, 2)
 
     def forward(self, x, lengths):
-        heard = self.ear(x.transpose(1, 2)).relu().transpose(1, 2)
+        heard = self.ear(rearrange(x, "b t feature -> b feature t")).relu()
+        heard = rearrange(heard, "b feature t -> b t feature")
         output, _ = self.recurrent(heard, lengths=lengths)
         return self.head(last_output(output, lengths, batch_first=True))
 

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from fastindrnn import IndRNN, constrain_after_step, recurrent_max_for
@@ -58,7 +59,7 @@ def main(argv=None):
     season, known, future = args.season, series[: -args.horizon], series[-args.horizon :]
     changes = known[season:] - known[:-season]
     mean, scale = changes.mean(), changes.std().clamp(min=1e-6)  # a series may just repeat
-    x = ((changes - mean) / scale)[:, None]
+    x = rearrange((changes - mean) / scale, "t -> t 1")
 
     model = Forecaster(len(series))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

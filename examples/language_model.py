@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -95,7 +96,8 @@ def main(argv=None):
     text = torch.tensor([number[character] for character in characters])
     held_out = text[-len(text) // 20 :]
     readers = text[: -len(held_out)]
-    readers = readers[: len(readers) // READERS * READERS].view(READERS, -1)
+    readers = readers[: len(readers) // READERS * READERS]
+    readers = rearrange(readers, "(reader t) -> reader t", reader=READERS)
 
     model = LanguageModel(args.model, len(alphabet), args.size, args.layers)
     if args.model == "indrnn":
@@ -109,7 +111,8 @@ def main(argv=None):
         chunk = readers[:, start : start + T + 1]
         logits, state = model(chunk[:, :-1], state)
         state = detached(state)
-        loss = cross_entropy(logits.flatten(0, 1), chunk[:, 1:].flatten())
+        logits = rearrange(logits, "b t symbol -> (b t) symbol")
+        loss = cross_entropy(logits, rearrange(chunk[:, 1:], "b t -> (b t)"))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.speed.cases import FORWARD, SCAN_BACKWARD, SCAN_FORWARD
-from fastindrnn import IndRNN
-from fastindrnn.functional import indrnn_scan
+from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, FORWARD, SCAN_BACKWARD, SCAN_FORWARD
+from fastindrnn import IndRNN, IndRNNCell
+from fastindrnn.functional import indrnn, indrnn_scan
 
 SCAN, LAYER, LINEAR, COPY, RELU = "indrnn_scan", "IndRNN", "nn.Linear", "copy", "torch.relu"
 RNN, GRU, LSTM, LOOP, SERIAL = "nn.RNN relu", "nn.GRU", "nn.LSTM", "PyTorch loop", "serial kernel"
-OURS = SCAN, LAYER
+STEP, CELL, FUNCTION, PLAIN = "IndRNN.step", "IndRNNCell", "indrnn", "nn.Linear + relu"
+OURS = SCAN, LAYER, STEP, CELL, FUNCTION
 QUICK = *OURS, LINEAR, COPY, RELU  # take time in proportion to their tensors: never too long
 
 
@@ -25,6 +26,11 @@ def candidates(case, device):
     if case.what in (SCAN_FORWARD, SCAN_BACKWARD):
         return scans(case.what, device)
     dtype, N = getattr(torch, case.dtype), case.sizes[2]
+    if case.what in (CALL, CALL_WITH_GRADIENTS):
+        return {
+            name: lambda inputs, make=make, call=call: OneStep(make(N).to(device), call, inputs)
+            for name, (make, call) in ONE_STEP.items()
+        }
     bind = Forward if case.what == FORWARD else TrainingStep
     return {
         name: lambda inputs, make=make: bind(make(N).to(device, dtype), inputs)
@@ -113,6 +119,31 @@ LAYERS = {
     LSTM: lambda N: nn.LSTM(N, N, batch_first=True),
     LOOP: LoopRNN,
 }
+
+
+def call_indrnn(rnn, x):
+    return indrnn(x, rnn.weight_ih_l0, rnn.bias_ih_l0, rnn.weight_hh_l0)[0]
+
+
+# One time step of one sequence is Python, dispatcher and launch, and little else: a module for a
+# number of features, and a call of it with x (1, 1, features).
+ONE_STEP = {
+    LAYER: (LAYERS[LAYER], lambda rnn, x: rnn(x)[0]),
+    STEP: (LAYERS[LAYER], lambda rnn, x: rnn.step(x[0])[0]),
+    CELL: (lambda N: IndRNNCell(N, N), lambda cell, x: cell(x[0])),
+    FUNCTION: (LAYERS[LAYER], call_indrnn),
+    PLAIN: (LAYERS[LINEAR], lambda linear, x: torch.relu(linear(x))),
+}
+
+
+class OneStep:
+    """Called, it returns the output; whether gradients can follow is what PyTorch is set to."""
+
+    def __init__(self, module, call, inputs):
+        self.module, self.call, self.x = module, call, inputs.x
+
+    def __call__(self):
+        return self.call(self.module, self.x)
 
 
 class Layer(nn.Module):

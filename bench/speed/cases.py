@@ -20,14 +20,15 @@ SIZES = [  # (B, T, N)
     (1, 1048576, 256),
     (1024, 20, 512),
 ]
-# With those of (32, T, 128) above: the layers' time against T, in the first dtype that is measured.
+# With those of (32, T, 128) above: a training step's time against T.
 MORE_STEPS = [(32, T, 128) for T in (64, 128, 2048, 4096, 8192)]
-CALL_SIZES, THREAD_SIZES = (1, 1, 256), (1, 65536, 256)
+ONE_STEP = (1, 1, 256)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 SCAN_FORWARD, SCAN_BACKWARD = "scan forward", "scan backward"
 FORWARD, TRAINING = "forward", "training step"
-CALL, CALL_WITH_GRADIENTS, THREADS = "one call", "one call with gradients", "scan on threads"
+CALL, CALL_WITH_GRADIENTS = "one call", "one call with gradients"
+MEASURED = TRAINING, FORWARD, SCAN_FORWARD, SCAN_BACKWARD, CALL, CALL_WITH_GRADIENTS
 
 
 class Case(NamedTuple):
@@ -63,14 +64,13 @@ class Inputs(NamedTuple):
         return Inputs(x, grad, self.u)
 
 
-def cases(sizes, dtypes):
+def plan(sizes, dtypes):
     """Lists of cases that share their input: of `sizes`, or of all that are measured if None."""
-    plan = [
-        [Case(each, dtype, what) for what in (SCAN_FORWARD, SCAN_BACKWARD, FORWARD, TRAINING)]
-        for each in sizes or SIZES
-        for dtype in dtypes
+    whats = SCAN_FORWARD, SCAN_BACKWARD, FORWARD, TRAINING
+    groups = [
+        [Case(each, dtype, what) for what in whats] for each in sizes or SIZES for dtype in dtypes
     ]
     if sizes is None:
-        for each in MORE_STEPS:
-            plan.append([Case(each, dtypes[0], what) for what in (FORWARD, TRAINING)])
-    return plan
+        groups += [[Case(each, dtype, TRAINING)] for each in MORE_STEPS for dtype in dtypes]
+        groups.append([Case(ONE_STEP, "float32", what) for what in (CALL, CALL_WITH_GRADIENTS)])
+    return groups

@@ -10,6 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from bench.speed.candidates import LAYER, OURS, SCAN
+from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, SCAN_BACKWARD, TRAINING
 from fastindrnn.functional import indrnn_scan
 from fastindrnn.kernels import reference
 
@@ -60,6 +62,20 @@ def check_states(a, u, h):
     steps = a.double().flatten(0, 1).unsqueeze(1)
     expected, _ = reference.scan(steps, u.double(), before(h).double().flatten(0, 1))
     check("h", h, expected.view(h.shape))
+
+
+def check_ours(case, name, function, inputs):
+    """Checks a candidate, bound to its inputs, if it is ours."""
+    if name == SCAN:
+        check_scan(inputs, case.what == SCAN_BACKWARD)
+    elif name in OURS and case.what in (CALL, CALL_WITH_GRADIENTS):
+        weight, bias = (
+            function.module.get_parameter(f"{part}_ih_l0") for part in ("weight", "bias")
+        )
+        expected = torch.relu(F.linear(inputs.x.double(), weight.double(), bias.double()))
+        check("h", function().detach().view_as(expected), expected)
+    elif name == LAYER:
+        check_layer(function.module, inputs, case.what == TRAINING)
 
 
 def check_scan(inputs, training):

@@ -6,33 +6,17 @@ Each candidate gives a row: its time in every round, or a word on why there is n
 import contextlib
 import gc
 import math
-import os
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.benchmark import Timer
 
-from bench.speed.candidates import LAYER, QUICK, SCAN, TrainingStep, candidates
-from bench.speed.cases import (
-    CALL,
-    CALL_SIZES,
-    CALL_WITH_GRADIENTS,
-    SCAN_BACKWARD,
-    THREAD_SIZES,
-    THREADS,
-    TRAINING,
-    Case,
-    Inputs,
-)
-from bench.speed.checks import Wrong, check, check_layer, check_scan
-from fastindrnn import IndRNN, IndRNNCell
-from fastindrnn.functional import indrnn, indrnn_scan
+from bench.speed.candidates import QUICK, TrainingStep, candidates
+from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, Inputs
+from bench.speed.checks import Wrong, check_ours
 
 LEAST_ROUNDS = 5
-STEP, CELL, FUNCTION, PLAIN = "IndRNN.step", "IndRNNCell", "indrnn", "nn.Linear + relu"
 CALLS = 200  # of a sample of a call that takes microseconds
 FLUSHED = 1 << 30  # bytes that are zeroed before each sample on a GPU: more than any L2 cache holds
 
@@ -73,15 +57,23 @@ class Clock:
         return began.elapsed_time(ended) / 1e3
 
 
-def interleave(functions, rounds, clock):
+def time_of_call(function):
+    """The seconds of one call that takes microseconds, as the mean of many."""
+    timer = Timer("call()", globals={"call": function}, num_threads=torch.get_num_threads())
+    return timer.timeit(CALLS).mean
+
+
+def interleave(functions, rounds, clock, seconds=math.inf):
     """functions: {name: function without arguments}. Returns {name: its seconds in each round}, or
-    what it raised.
+    what it raised. After LEAST_ROUNDS no round is begun when `seconds` are over.
 
     Every round calls each function once, beginning with another one each time. What slows one then
     slows all of them alike, and they are compared by the ratio of their times within a round.
     """
-    results = {name: [] for name in functions}
+    results, began = {name: [] for name in functions}, time.monotonic()
     for number in range(rounds):
+        if number >= LEAST_ROUNDS and time.monotonic() - began > seconds:
+            break
         names = [name for name in functions if isinstance(results[name], list)]
         shift = number % max(len(names), 1)
         for name in names[shift:] + names[:shift]:
@@ -130,12 +122,6 @@ def free_bytes(device):
     return math.inf
 
 
-class Limits(NamedTuple):
-    rounds: int  # at most; LEAST_ROUNDS at least
-    seconds: float  # for all rounds of a case, where LEAST_ROUNDS leave any
-    call: float  # the longest call of somebody else's layer, in seconds
-
-
 def rows_of(case, results, held=None):
     """A row for each candidate: its milliseconds in every round, or a word on what it raised."""
     rows = []
@@ -155,8 +141,12 @@ def rows_of(case, results, held=None):
     return rows
 
 
-def measure(cases, device, clock, limits):
-    """Yields the rows of each case; the cases have their sizes and dtype in common."""
+def measure(cases, device, clock, *, rounds, seconds, limit):
+    """Yields the rows of each case; the cases have their sizes and dtype in common.
+
+    rounds: at most; LEAST_ROUNDS at least, and more while `seconds` are not over. limit: seconds
+    that a call of somebody else's layer may take.
+    """
     sizes, dtype = cases[0].sizes, getattr(torch, cases[0].dtype)
     needed = 8 * math.prod(sizes) * dtype.itemsize  # x, its gradient and what is made of them
     if needed > free_bytes(device):
@@ -166,21 +156,23 @@ def measure(cases, device, clock, limits):
         return
     inputs = Inputs.draw(sizes, dtype, device)
     for case in cases:
-        results, functions, seconds, held = {}, {}, 0.0, {}
-        for name, bind in candidates(case, device).items():
-            results[name] = []
-            try:
-                function = admit(case, name, bind, inputs, clock, limits.call)
-                if isinstance(function, TrainingStep):
-                    held[name] = held_bytes(function)
-                else:
-                    clock(function)  # warms up
-                seconds += clock(function)
-                functions[name] = function
-            except Exception as error:  # whatever other people's code may raise
-                results[name] = error.with_traceback(None)  # which would keep its tensors
-        rounds = min(limits.rounds, max(LEAST_ROUNDS, int(limits.seconds / max(seconds, 1e-9))))
-        yield rows_of(case, results | interleave(functions, rounds, clock), held)
+        is_call = case.what in (CALL, CALL_WITH_GRADIENTS)
+        results, functions, held = {}, {}, {}
+        with torch.set_grad_enabled(case.what != CALL):
+            for name, bind in candidates(case, device).items():
+                results[name] = []
+                try:
+                    function = admit(case, name, bind, inputs, clock, limit)
+                    if isinstance(function, TrainingStep):
+                        held[name] = held_bytes(function)
+                    else:
+                        clock(function)  # warms up
+                    functions[name] = function
+                except Exception as error:  # whatever other people's code may raise
+                    results[name] = error.with_traceback(None)  # which would keep its tensors
+            timer = time_of_call if is_call else clock
+            results |= interleave(functions, rounds, timer, seconds)
+        yield rows_of(case, results, held)
         del functions
         gc.collect()
         if device.type == "cuda":
@@ -199,66 +191,5 @@ def admit(case, name, bind, inputs, clock, limit):
             raise Skipped(f"a call takes more than {limit:g} s")
     torch.manual_seed(0)
     function = bind(inputs)
-    if name == SCAN:
-        check_scan(inputs, case.what == SCAN_BACKWARD)
-    if name == LAYER:
-        check_layer(function.module, inputs, case.what == TRAINING)
+    check_ours(case, name, function, inputs)
     return function
-
-
-def measure_calls(device, rounds):
-    """Yields rows of one time step of one sequence: Python, dispatcher and launch, little else."""
-    N = CALL_SIZES[-1]
-    inputs = Inputs.draw(CALL_SIZES, torch.float32, device)
-    rnn, cell = IndRNN(N, N, batch_first=True).to(device), IndRNNCell(N, N).to(device)
-    linear = nn.Linear(N, N).to(device)
-    parts = rnn.weight_ih_l0, rnn.bias_ih_l0, rnn.weight_hh_l0
-    x, x_t = inputs.x, inputs.x[:, 0]
-    cell.load_state_dict(rnn.state_dict())
-    functions = {
-        LAYER: lambda: rnn(x)[0],
-        STEP: lambda: rnn.step(x_t)[0],
-        CELL: lambda: cell(x_t),
-        FUNCTION: lambda: indrnn(x, *parts)[0],
-        PLAIN: lambda: torch.relu(linear(x)),
-    }
-
-    def clock(function):
-        timer = Timer("call()", globals={"call": function}, num_threads=torch.get_num_threads())
-        return timer.timeit(CALLS).mean
-
-    for what, training in ((CALL, False), (CALL_WITH_GRADIENTS, True)):
-        case = Case(CALL_SIZES, "float32", what)
-        with torch.set_grad_enabled(training):
-            try:
-                check_layer(rnn, inputs, training)
-                for name in (STEP, CELL, FUNCTION):
-                    check(name, functions[name]().detach().view_as(x), rnn(x)[0].detach().double())
-            except Wrong as wrong:
-                yield rows_of(case, {LAYER: wrong})
-            else:
-                yield rows_of(case, interleave(functions, rounds, clock))
-
-
-def measure_threads(rounds, sizes=THREAD_SIZES):
-    """Yields rows of the recurrence on 1, 2, 4, ... threads of a CPU, up to its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    counts = [2**power for power in range(cores.bit_length()) if 2**power <= cores]
-    case, inputs = Case(sizes, "float32", THREADS), Inputs.draw(sizes, torch.float32, "cpu")
-
-    def clock(count):
-        names = {"scan": indrnn_scan, "a": inputs.x, "u": inputs.u}
-        return Timer("scan(a, u)", globals=names, num_threads=count).timeit(1).mean
-
-    threads = torch.get_num_threads()
-    try:
-        for count in counts:
-            torch.set_num_threads(count)
-            check_scan(inputs, training=False)
-    except Wrong as wrong:
-        yield rows_of(case, {SCAN: wrong})
-        return
-    finally:
-        torch.set_num_threads(threads)
-    functions = {f"{count} thread{'s' if count > 1 else ''}": count for count in counts}
-    yield rows_of(case, interleave(functions, rounds, clock))

@@ -5,112 +5,78 @@ sum of the two. Always answering 1 gives a mean squared error of 1/6. The settin
 Li et al. 2018 (arXiv 1803.04831) and of the authors' Theano code: `SETTINGS` and `make_indrnn`.
 """
 
-import contextlib
-import math
-import statistics
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from bench import arguments
-from bench.environment import describe, write_json
-from bench.tasks import settings as shared
 from bench.tasks import training
+from bench.tasks.run import Task
 from bench.tasks.training import Learner
 from fastindrnn import IndRNN, constrain_, constrain_after_step, init, recurrent_max_for
 
 CHANCE = 1 / 6
 GRADIENT_CLIP = 10.0
-SETTINGS = {  # name: (default, type, help)
-    "length": (1000, arguments.integer(2), "time steps of a sequence"),
-    "steps": (60000, arguments.integer(1), "training steps at most"),
-    "batch": (32, arguments.integer(1), "sequences per step"),
-    "hidden": (128, arguments.integer(1), "hidden units per layer"),
-    "layers": (2, arguments.integer(1), "recurrent layers"),
-    "lr": (2e-4, arguments.positive, "learning rate of Adam"),
-    "decay-every": (20000, arguments.integer(1), "steps until the rate falls to a tenth"),
-    "seed": (0, arguments.integer(0), "of the initial weights and of the data"),
-    "device": (None, arguments.device, "where to train (default: cuda if there is one, else cpu)"),
-    "target": (0.01, arguments.positive, "stop when the mean MSE of 100 steps is below this"),
-    "log-every": (100, arguments.integer(1), "steps between two lines of MSE; a multiple of 10"),
-    "baseline-steps": (None, arguments.integer(1), "of each baseline (default: as the IndRNN)"),
-}
-FLAGS = {
-    "keep-going": "train for all of --steps, also past the target",
-    "baselines": "train an LSTM and an IRNN on the same data afterwards",
-}
-# On --resume; what is not here decides what is trained, and stays.
-MAY_CHANGE = {"steps", "target", "log_every", "baseline_steps", "keep_going", "baselines"}
 
 
-def add_arguments(parser):
-    shared.add_arguments(parser, "adding", SETTINGS, FLAGS)
+class Adding(Task):
+    SETTINGS: ClassVar = Task.SETTINGS | {
+        "length": (1000, arguments.integer(2), "time steps of a sequence"),
+        "steps": (60000, arguments.integer(1), "training steps at most"),
+        "layers": (2, arguments.integer(1), "recurrent layers"),
+        "decay-every": (20000, arguments.integer(1), "steps until the rate falls to a tenth"),
+        "target": (0.01, arguments.positive, "stop when the mean MSE of 100 steps is below this"),
+        "baseline-steps": (None, arguments.integer(1), "of each baseline (default: as the IndRNN)"),
+    }
+    FLAGS: ClassVar = {
+        "keep-going": "train for all of --steps, also past the target",
+        "baselines": "train an LSTM and an IRNN on the same data afterwards",
+    }
+    MAY_CHANGE: ClassVar = Task.MAY_CHANGE | {
+        *("steps", "target", "baseline_steps", "keep_going", "baselines")
+    }
 
+    def __init__(self, settings):
+        self.settings = settings
+        names = ["IndRNN", "LSTM", "IRNN"] if settings["baselines"] else ["IndRNN"]
+        self.learners = [make_learner(name, settings) for name in names]
+        self.name = f"adding-T{settings['length']}"
+        self.title = f"Adding problem, T = {settings['length']}"
 
-def run(args):
-    with contextlib.ExitStack() as held:
-        return run_alone(args, held)
-
-
-def run_alone(args, held):
-    """`held` keeps other runs out of the folder."""
-    if args.resume:
-        shared.hold(args.resume, held)
-    checkpoint = args.resume and training.load_checkpoint(args.resume / "checkpoint.pt", "adding")
-    settings = merge_settings(vars(args), checkpoint)
-    folder = args.resume or shared.new_folder(args.out, f"adding-T{settings['length']}", held)
-    names = ["IndRNN", "LSTM", "IRNN"] if settings["baselines"] else ["IndRNN"]
-    learners = [make_learner(name, settings) for name in names]
-    if checkpoint:
-        training.restore(learners, checkpoint)
-        if settings["target"] != checkpoint["settings"]["target"]:
-            for learner in learners:
-                learner.reached = None
-    print(f"adding problem, T = {settings['length']}, on {settings['device']}; results in {folder}")
-
-    def save():
-        training.save_checkpoint(folder / "checkpoint.pt", "adding", settings, learners)
-        write_json(folder / "report.json", report(settings, learners))
-
-    with training.stop_requests() as stop:
-        for learner in learners:
-            if stop or (learner.reached and not settings["keep_going"]):
-                continue
-            limit = settings["steps"]
-            if learner.name != "IndRNN":
-                limit = settings["baseline_steps"] or learners[0].step
+    def train(self, save, stop):
+        settings, (first, *_) = self.settings, self.learners
+        for learner in self.learners:
+            if stop:
+                break
+            steps = settings["steps"] if learner is first else settings["baseline_steps"]
             training.train(
                 learner,
                 partial(loss_of_step, length=settings["length"], batch=settings["batch"]),
-                steps=limit,
-                learning_rate=partial(learning_rate, settings),
+                steps=steps or first.step,
+                learning_rate=lambda step: (
+                    settings["lr"] * 0.1 ** (step // settings["decay_every"])
+                ),
                 target=settings["target"],
                 stop_at_target=not settings["keep_going"],
                 log_every=settings["log_every"],
                 save=save,
                 stop=stop,
             )
-            print(summary(learner), flush=True)
-        save()
-        title = f"Adding problem, T = {settings['length']}"
-        training.draw_curves(folder / "curves.png", title, learners, CHANCE)
-    if stop:
-        print(f"stopped; to go on: python -m bench adding --resume {folder}")
-        return 130
-    print(f"curves.png, report.json and checkpoint.pt are in {folder}")
-    return 0
+            print(f"{learner.name}: {learner.summary()} (chance {CHANCE:.4f})")
 
+    def facts(self):
+        models = {learner.name: learner.result() for learner in self.learners}
+        return {"chance": CHANCE, "models": models}
 
-def learning_rate(settings, step):
-    return settings["lr"] * 0.1 ** (step // settings["decay_every"])
-
-
-def merge_settings(given, checkpoint):
-    """As `shared.merge`; lines are printed where losses are read."""
-    settings = shared.merge(SETTINGS, FLAGS, MAY_CHANGE, given, checkpoint)
-    settings["log_every"] = training.FLUSH * math.ceil(settings["log_every"] / training.FLUSH)
-    return settings
+    def draw(self, figure):
+        """The loss of every learner, and of a constant answer."""
+        axes = figure.add_subplot(xlabel="step")
+        for learner in self.learners:
+            learner.plot(axes)
+        axes.axhline(CHANCE, label="always answering 1", color="grey", linestyle="--")
+        axes.legend()
 
 
 def make_batch(size, length, generator):
@@ -128,7 +94,7 @@ def make_batch(size, length, generator):
 
 def loss_of_step(model, generator, *, length, batch):
     inputs, answers = make_batch(batch, length, generator)
-    return nn.functional.mse_loss(model(inputs), answers)
+    return {"loss": nn.functional.mse_loss(model(inputs), answers)}
 
 
 class Regressor(nn.Module):
@@ -160,10 +126,7 @@ def make_learner(name, settings):
         constrain_after_step(optimizer, recurrent)
     else:
         # Those have no clip inside the recurrence: theirs is on the finished gradients.
-        parameters = list(model.parameters())
-        optimizer.register_step_pre_hook(
-            lambda *_: nn.utils.clip_grad_value_(parameters, GRADIENT_CLIP)
-        )
+        training.clip_before_step(optimizer, GRADIENT_CLIP)
     generator = torch.Generator(settings["device"]).manual_seed(settings["seed"])
     return Learner(name, model, optimizer, generator)
 
@@ -211,40 +174,4 @@ def start_small(recurrent):
     return recurrent
 
 
-def summary(learner):
-    outcome = f"target reached at step {learner.reached}" if learner.reached else learner.outcome
-    minutes, seconds = divmod(round(learner.seconds), 60)
-    loss = f"mean MSE of the last {training.WINDOW} steps {learner.running_loss():.5f}"
-    steps = f"{learner.step} steps in {minutes} min {seconds:02d} s"
-    return f"{learner.name}: {outcome}; {steps}; {loss} (chance {CHANCE:.4f})"
-
-
-def report(settings, learners):
-    return {
-        "task": "adding",
-        "settings": settings,
-        "environment": describe(settings["device"]),
-        "chance": CHANCE,
-        "window": training.WINDOW,
-        "models": {learner.name: result(learner) for learner in learners},
-    }
-
-
-def result(learner):
-    every = range(training.WINDOW, learner.step + 1, training.WINDOW)
-    curve = [[step, finite(learner.running_loss(step))] for step in every]
-    return {
-        "outcome": learner.outcome,
-        "steps": learner.step,
-        "steps_to_target": learner.reached,
-        "running_mse": finite(learner.running_loss()),
-        "seconds": learner.seconds,
-        "median_step_seconds": statistics.median(learner.step_seconds or [0.0]),
-        "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
-        "curve": curve,
-    }
-
-
-def finite(value):
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
+add_arguments, run = Adding.add_arguments, Adding.run

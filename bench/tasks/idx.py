@@ -8,25 +8,29 @@ import gzip
 import hashlib
 import math
 import os
-import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from bench.arguments import UserError
 
 VARIABLE = "FASTINDRNN_DATA"
 SOURCE = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 LABELS, IMAGES = 2049, 2051
-PIECE = 1 << 20  # bytes unpacked at once
+LARGEST = 1 << 28  # bytes of a file; MNIST's largest has 47 million
 FILES = {
     "train-images-idx3-ubyte": IMAGES,
     "train-labels-idx1-ubyte": LABELS,
     "t10k-images-idx3-ubyte": IMAGES,
     "t10k-labels-idx1-ubyte": LABELS,
 }
+
+
+class Broken(Exception):
+    """Says what is wrong with a file."""
 
 
 def load(folder):
@@ -45,82 +49,50 @@ def load(folder):
         raise UserError(f"there is no folder {folder} to read MNIST from; its files: {SOURCE}")
     arrays, hashes = {}, {}
     for name, magic in FILES.items():
-        path, content = read(folder, name, magic)
-        arrays[name] = parse(path, content, magic)
-        hashes[name] = hashlib.sha256(content).hexdigest()
-    sets = {}
-    for part in ("train", "t10k"):
-        images, labels = (arrays[name] for name in FILES if name.startswith(part))
-        if len(images) != len(labels):
-            raise broken(
-                folder / f"{part}-labels-idx1-ubyte",
-                f"{len(labels)} labels for {len(images)} images",
-            )
-        sets[part] = (
-            torch.from_numpy(images.reshape(len(images), -1).copy()),
-            torch.from_numpy(labels.astype(np.int64)),
+        packed = folder / f"{name}.gz"
+        path = packed if packed.exists() else folder / name
+        try:
+            arrays[name], hashes[name] = read(path, magic)
+            of = arrays[name.replace("labels-idx1", "images-idx3")]
+            if len(arrays[name]) != len(of):
+                raise Broken(f"{len(arrays[name])} labels for {len(of)} images")
+            if magic == IMAGES and of.shape[1:] != arrays["train-images-idx3-ubyte"].shape[1:]:
+                raise Broken("its images are not of the training images' size")
+        except FileNotFoundError:
+            raise UserError(f"{packed} is missing; it is at {SOURCE}{name}.gz") from None
+        except (Broken, OSError, EOFError, zlib.error) as error:
+            source = f"{SOURCE}{name}.gz"
+            raise UserError(f"{path} is broken: {error}; a whole one is at {source}") from None
+    images = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    sets = {
+        part: (
+            rearrange(images[f"{part}-images-idx3-ubyte"], "n h w -> n (h w)"),
+            images[f"{part}-labels-idx1-ubyte"].long(),
         )
-    if sets["train"][0].shape[1] != sets["t10k"][0].shape[1]:
-        name = "t10k-images-idx3-ubyte"
-        raise broken(folder / name, "its images are not of the training images' size")
+        for part in ("train", "t10k")
+    }
     return sets, hashes
 
 
-def read(folder, name, magic):
-    """The path of a file, packed or not, and its unpacked content: no more of it than the sizes in
-    its header and one byte, whatever it unpacks to."""
-    packed, plain = folder / f"{name}.gz", folder / name
-    path = packed if packed.exists() else plain
-    try:
-        with (gzip.open if path == packed else open)(path, "rb") as file:
-            content = bytearray(file.read(header_bytes(magic)))
-            found, *sizes = header(content) or [None]
-            wanted = len(content) + math.prod(sizes) + 1 if found == magic else 0
-            while len(content) < wanted:
-                more = file.read(min(PIECE, wanted - len(content)))
-                if not more:
-                    break
-                content += more
-            return path, bytes(content)
-    except FileNotFoundError:
-        raise UserError(f"{packed} is missing; it is at {SOURCE}{name}.gz") from None
-    except OSError as error:  # gzip.BadGzipFile is one
-        raise broken(path, f"cannot be read: {error.strerror or error}") from None
-    except (EOFError, zlib.error) as error:
-        raise broken(path, f"cannot be unpacked: {error}") from None
-
-
-def header_bytes(magic):
-    return 16 if magic == IMAGES else 8
-
-
-def header(content):
-    """The numbers of a header: the magic one and the sizes."""
-    count = len(content) // 4
-    return struct.unpack(f">{count}I", content[: 4 * count])
-
-
-def parse(path, content, magic):
-    """The values as an array of the sizes in the header."""
-    begin = header_bytes(magic)
-    if len(content) < begin:
-        raise broken(path, f"{len(content)} bytes are too few for a header of {begin}")
-    found, *sizes = header(content[:begin])
-    if found != magic:
-        raise broken(path, f"its magic number is {found}, not {magic}")
-    given, promised = len(content) - begin, math.prod(sizes)
-    if given != promised:
-        shape = " x ".join(map(str, sizes))
-        said = f"{given}" if given < promised else f"more than {promised}"
-        raise broken(path, f"{said} bytes of data, but the header says {shape}")
-    if not math.prod(sizes):
-        raise broken(path, "it is empty")
-    values = np.frombuffer(content, np.uint8, offset=begin).reshape(sizes)
+def read(path, magic):
+    """The values of a file, packed or not, and the hash of its content: no more of it is read than
+    the sizes in its header promise, and one byte, whatever it unpacks to."""
+    count = 4 if magic == IMAGES else 2
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        header = file.read(4 * count)
+        if len(header) < 4 * count:
+            raise Broken(f"{len(header)} bytes are too few for a header of {4 * count}")
+        found, *sizes = np.frombuffer(header, ">u4").tolist()
+        if found != magic:
+            raise Broken(f"its magic number is {found}, not {magic}")
+        promised, shape = math.prod(sizes), " x ".join(map(str, sizes))
+        if not 0 < promised <= LARGEST:
+            raise Broken(f"its header says {shape}")
+        content = file.read(promised + 1)
+    if len(content) != promised:
+        given = f"more than {promised}" if len(content) > promised else len(content)
+        raise Broken(f"{given} bytes of data, but the header says {shape}")
+    values = np.frombuffer(bytearray(content), np.uint8).reshape(sizes)
     if magic == LABELS and values.max() > 9:
-        raise broken(path, f"a label is {values.max()}, but they are digits")
-    return values
-
-
-def broken(path, reason):
-    name = path.name.removesuffix(".gz")
-    return UserError(f"{path} is broken: {reason}; a whole one is at {SOURCE}{name}.gz")
+        raise Broken(f"a label is {values.max()}, but they are digits")
+    return values, hashlib.sha256(header + content).hexdigest()

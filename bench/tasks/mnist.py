@@ -9,136 +9,176 @@ decay, and an epoch has all of its batches (theirs 1,700 of 1,782). Validation i
 twentieth of the training file, 3,000 images; training on the 57,000 before them.
 """
 
-import argparse
-import contextlib
 import copy
 import math
-import sys
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from bench import arguments
 from bench.arguments import UserError
-from bench.environment import describe, write_json
-from bench.tasks import idx, training
-from bench.tasks import settings as shared
-from bench.tasks.mnist_model import make_learner
-from bench.tasks.mnist_report import authors_log, draw, finite, parameters_line, report
+from bench.tasks import idx, mnist_model, training
+from bench.tasks.run import Task
 
 EVALUATION_BATCH = 250
 SETTLING = 50  # batches
-
-
-def probability(word):
-    """An `argparse` type: a number from 0 to 1."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{word!r} must be a probability from 0 to 1")
-    return value
-
-
-SETTINGS = {  # name: (default, type, help)
-    "data": (None, Path, f"folder with the four idx files (default: the variable {idx.VARIABLE})"),
-    "model": ("plain", ("plain", "residual", "dense"), "stack"),
-    "layers": (None, arguments.integer(1), "plain: recurrences, 6; residual: blocks of two, 5"),
-    "hidden": (128, arguments.integer(1), "neurons of a layer; dense: 8 times the growth"),
-    "epochs": (2, arguments.integer(1), "passes through the training images"),
-    "batch": (32, arguments.integer(1), "images per step"),
-    "seed": (0, arguments.integer(0), "of the initial weights, the order of images and dropout"),
-    "permutation-seed": (0, arguments.integer(0), "of the order of pixels with --permuted"),
-    "lr": (2e-4, arguments.positive, "learning rate of Adam, constant"),
-    "dropout": (0.1, probability, "after each recurrence"),
-    "gamma": (5.0, arguments.positive, "growth of a state over all steps at most, at least 1"),
-    "device": (None, arguments.device, "where to train (default: cuda if there is one, else cpu)"),
-    "threads": (None, arguments.integer(1), "of PyTorch on the CPU (default: its own choice)"),
-    "limit-train": (None, arguments.integer(1), "train on the first so many images only"),
-    "log-every": (100, arguments.integer(1), "steps between two lines; a multiple of 10"),
-    "save-every": (200, arguments.integer(1), "steps between two checkpoints; a multiple of 10"),
-}
-FLAGS = {"permuted": "the pixels in one random order, the same for all images"}
-MAY_CHANGE = {"data", "epochs", "threads", "log_every", "save_every"}
 LAYERS = {"plain": 6, "residual": 5, "dense": 18}
+# Of the authors' code: parameters, and validation accuracy in % after some epochs of their logs.
+PUBLISHED_PARAMETERS = {
+    ("plain", 6): 86_410,
+    ("plain", 12): 187_786,
+    ("residual", 5): 170_890,
+    ("dense", 18): 256_514,
+}
+EPOCHS = (1, 2, 5, 10, 20, 50)
+LOGS = {  # (model, layers, permuted)
+    ("plain", 6, False): (77.7, 85.1, 94.0, 96.2, 97.4, 98.3),
+    ("plain", 12, False): (83.4, 88.7, 70.2, 97.7, 97.8, 99.1),
+    ("residual", 5, False): (89.2, 95.6, 97.0, 98.0, 98.1, 98.8),
+    ("dense", 18, False): (88.2, 94.1, 95.5, 98.1, 98.3, 99.4),
+    ("plain", 6, True): (63.1, 70.0, 66.0, 41.9, 78.2, 85.3),
+    ("residual", 5, True): (69.9, 77.2, 86.6, 89.0, 92.9, 94.5),
+}
 
 
-def add_arguments(parser):
-    shared.add_arguments(parser, "mnist", SETTINGS, FLAGS)
+class Mnist(Task):
+    SETTINGS: ClassVar = Task.SETTINGS | {
+        "data": (None, Path, f"folder with the four files (default: the variable {idx.VARIABLE})"),
+        "model": (
+            "plain",
+            ("plain", "residual", "dense"),
+            "stack; dense: a growth of --hidden / 8",
+        ),
+        "layers": (None, arguments.integer(1), "plain: recurrences, 6; residual: blocks of two, 5"),
+        "epochs": (2, arguments.integer(1), "passes through the training images"),
+        "permutation-seed": (0, arguments.integer(0), "of the order of pixels with --permuted"),
+        "dropout": (0.1, arguments.probability, "after each recurrence"),
+        "gamma": (5.0, arguments.growth, "growth of a state over all steps at most"),
+        "limit-train": (None, arguments.integer(1), "train on the first so many images only"),
+    }
+    FLAGS: ClassVar = {"permuted": "the pixels in one random order, the same for all images"}
+    MAY_CHANGE: ClassVar = Task.MAY_CHANGE | {"data", "epochs"}
 
+    def __init__(self, settings):
+        complete(settings)
+        self.settings, self.test = settings, None
+        self.data, hashes = load_data(settings)
+        if settings.setdefault("hashes", hashes) != hashes:
+            reason = "holds other images than the run to resume has seen"
+            raise UserError(f"{settings['data']} {reason}")
+        images, _ = self.data["train"]
+        self.steps_of_epoch = math.ceil(len(images) / settings["batch"])
+        self.learner = mnist_model.make_learner(settings, images.shape[1])
+        self.learners = [self.learner]
+        kind = "permuted" if settings["permuted"] else "sequential"
+        self.name = f"mnist-{settings['model']}{settings['layers']}-{kind}"
+        self.title = f"{kind} MNIST, {self.learner.name}, {parameters_line(settings, self.learner)}"
 
-def run(args):
-    with contextlib.ExitStack() as held:
-        return run_alone(args, held)
-
-
-def run_alone(args, held):
-    """`held` keeps other runs out of the folder."""
-    if args.resume:
-        shared.hold(args.resume, held)
-    checkpoint = args.resume and training.load_checkpoint(args.resume / "checkpoint.pt", "mnist")
-    settings = merge_settings(vars(args), checkpoint)
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
-    data, hashes = load_data(settings)
-    if checkpoint and checkpoint["settings"].get("hashes") != hashes:
-        raise UserError(f"{settings['data']} holds other images than the run to resume has seen")
-    settings["hashes"] = hashes
-    learner = make_learner(settings, data["train"][0].shape[1])
-    name = f"mnist-{settings['model']}{settings['layers']}"
-    folder = args.resume or shared.new_folder(
-        args.out, name + ("-permuted" if settings["permuted"] else ""), held
-    )
-    if checkpoint:
-        training.restore([learner], checkpoint)
-        check_epochs(learner, steps_of_epoch(settings, data["train"]))
-    kind = "permuted" if settings["permuted"] else "sequential"
-    counts = ", ".join(f"{len(labels)} {part}" for part, (_, labels) in data.items())
-    print(f"{kind} MNIST, {learner.name}, {parameters_line(settings, learner)}; images: {counts}")
-    print(f"on {describe(settings['device'])['device_name']}; results in {folder}")
-    test = None
-
-    def save():
-        training.save_checkpoint(folder / "checkpoint.pt", "mnist", settings, [learner])
-        write_json(folder / "report.json", report(settings, learner, data, test))
-
-    with training.stop_requests() as stop:
-        while len(learner.validations) < settings["epochs"]:
-            train_epoch(learner, settings, data["train"], save, stop)
-            if stop or learner.outcome == "diverged":
-                break
-            validate(learner, settings, data["validation"], data["train"][0])
+    def train(self, save, stop):
+        while len(self.learner.validations) < self.settings["epochs"]:
+            self.train_epoch(save, stop)
+            if stop or self.learner.outcome == "diverged":
+                return
+            self.validate()
             save()
-        if not stop and learner.outcome != "diverged":
-            test = evaluate(learner.model, *data["test"])
-            print(f"test: accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f}, last weights")
-        save()
-        draw(folder / "curves.png", settings, learner, data)
-    if stop:
-        print(f"stopped; to go on: python -m bench mnist --resume {folder}")
-        return 130
-    if learner.outcome == "diverged":
-        print(f"the loss is not finite after step {learner.step}", file=sys.stderr)
-        return 1
-    print(f"curves.png, report.json and checkpoint.pt are in {folder}")
-    return 0
+        self.test = evaluate(self.learner.model, *self.data["test"])
+        print(f"test, last weights: {100 * self.test['accuracy']:.2f} %")
+
+    def train_epoch(self, save, stop):
+        """The rest of the epoch in which the learner is."""
+        images, labels = self.data["train"]
+        settings, learner, epoch = self.settings, self.learner, len(self.learner.validations)
+        # The order depends on seed and epoch alone, so that a resumed run finds its place in it.
+        learner.generator.manual_seed(settings["seed"] * 1_000_003 + epoch)
+        order = torch.randperm(len(images), generator=learner.generator).to(images.device)
+        done = learner.step - epoch * self.steps_of_epoch
+        rest = iter(order.split(settings["batch"])[done:])
+
+        def loss_of_step(model, generator):
+            chosen = next(rest)
+            answers = labels[chosen]
+            logits = model(pixels(images[chosen]))
+            right = (logits.argmax(1) == answers).float().mean()
+            return {"loss": nn.functional.cross_entropy(logits, answers), "accuracy": right}
+
+        learner.model.train()
+        training.train(
+            learner,
+            loss_of_step,
+            steps=(epoch + 1) * self.steps_of_epoch,
+            learning_rate=lambda step: settings["lr"],
+            log_every=settings["log_every"],
+            save=save,
+            stop=stop,
+        )
+
+    def validate(self):
+        """Adds a line to the learner's validations, and prints it beside the authors' log."""
+        learner, epoch = self.learner, len(self.learner.validations) + 1
+        result = evaluate(learner.model, *self.data["validation"])
+        settled = with_settled_norms(learner.model, self.data["train"][0], self.settings["batch"])
+        result["settled_accuracy"] = evaluate(settled, *self.data["validation"])["accuracy"]
+        log = authors_log(self.settings).get(epoch)
+        learner.validations.append({"epoch": epoch, "step": learner.step, **result, "authors": log})
+        beside = "" if log is None else f" (the authors' log: {log:.1f} %)"
+        print(
+            f"epoch {epoch}: validation {100 * result['accuracy']:.2f} %{beside}; with the norms' "
+            f"statistics computed anew {100 * result['settled_accuracy']:.2f} %; loss "
+            f"{result['loss']:.4f}, {learner.seconds / epoch:.0f} s per epoch"
+        )
+
+    def facts(self):
+        return {
+            "fixed": mnist_model.FIXED,
+            "images": {part: len(labels) for part, (_, labels) in self.data.items()},
+            "model": self.learner.name,
+            **self.learner.result(),
+            "test": self.test,
+        }
+
+    def draw(self, figure):
+        """Training loss, and accuracy beside the authors' log, against epochs."""
+        losses, accuracies = figure.subplots(1, 2)
+        self.learner.plot(losses, self.steps_of_epoch)
+        shown = {line["epoch"]: 100 * line["accuracy"] for line in self.learner.validations}
+        log = authors_log(self.settings)
+        log = {epoch: value for epoch, value in log.items() if epoch <= len(shown)}
+        for label, points in (("validation", shown), ("authors' log", log)):
+            accuracies.plot(list(points), list(points.values()), marker="o", label=label)
+        accuracies.set(ylabel="validation accuracy, %")
+        accuracies.legend()
+        for axes in (losses, accuracies):
+            axes.set(xlabel="epoch")
+            axes.grid(alpha=0.3)
 
 
-def merge_settings(given, checkpoint):
-    settings = shared.merge(SETTINGS, FLAGS, MAY_CHANGE, given, checkpoint)
-    if settings["model"] == "dense" and "layers" in given:
+def complete(settings):
+    """Fills in what depends on the model, and refuses what it does not have."""
+    if settings["model"] == "dense" and settings["layers"] not in (None, LAYERS["dense"]):
         raise UserError("--layers: the dense model has blocks of 8, 6 and 4, always")
     if settings["model"] == "dense" and settings["hidden"] % 8:
         raise UserError(f"--hidden {settings['hidden']}: must be a multiple of 8 with dense")
-    if settings["gamma"] < 1:
-        raise UserError(f"--gamma {settings['gamma']:g}: must be at least 1")
     settings["layers"] = settings["layers"] or LAYERS[settings["model"]]
     settings["data"] = settings["data"] and str(Path(settings["data"]).resolve())
-    for name in ("log_every", "save_every"):
-        settings[name] = training.FLUSH * math.ceil(settings[name] / training.FLUSH)
-    return settings
+
+
+def parameters_line(settings, learner):
+    """The count of parameters, and that it is the published one where there is one."""
+    published = PUBLISHED_PARAMETERS.get((settings["model"], settings["layers"]))
+    if settings["hidden"] != 128 or published is None:
+        return f"{learner.parameters:,} parameters"
+    assert learner.parameters == published, f"{learner.parameters:,} parameters, not {published:,}"
+    return f"{learner.parameters:,} parameters as published"
+
+
+def authors_log(settings):
+    """{epoch: validation accuracy in %} of the published run that this one repeats; or empty."""
+    key = settings["model"], settings["layers"], settings["permuted"]
+    if settings["hidden"] != 128 or settings["limit_train"] or key not in LOGS:
+        return {}
+    return dict(zip(EPOCHS, LOGS[key], strict=True))
 
 
 def load_data(settings):
@@ -165,51 +205,9 @@ def load_data(settings):
     }, hashes
 
 
-def steps_of_epoch(settings, data):
-    return math.ceil(len(data[0]) / settings["batch"])
-
-
-def check_epochs(learner, per_epoch):
-    """A UserError unless the steps are those of the epochs that were validated and of the next."""
-    shown = {"epoch", "step", "images", "accuracy", "loss", "settled_accuracy", "authors"}
-    rest = learner.step - per_epoch * len(learner.validations)
-    if not 0 <= rest <= per_epoch or any(line.keys() != shown for line in learner.validations):
-        raise UserError("the checkpoint does not fit the model: wrong validations")
-
-
 def pixels(images):
     """Bytes to [-1, 1)."""
     return images.float().div_(128).sub_(1)
-
-
-def train_epoch(learner, settings, data, save, stop):
-    """The rest of the epoch in which the learner is."""
-    images, labels = data
-    per_epoch = steps_of_epoch(settings, data)
-    epoch = len(learner.validations)
-    # The order depends on seed and epoch alone, so that a resumed run finds its place in it.
-    learner.generator.manual_seed(settings["seed"] * 1_000_003 + epoch)
-    order = torch.randperm(len(images), generator=learner.generator).to(images.device)
-    rest = iter(order.split(settings["batch"])[learner.step - epoch * per_epoch :])
-
-    def loss_of_step(model, generator):
-        chosen = next(rest)
-        answers = labels[chosen]
-        logits = model(pixels(images[chosen]))
-        right = (logits.argmax(1) == answers).float().mean()
-        return nn.functional.cross_entropy(logits, answers), right
-
-    learner.model.train()
-    training.train(
-        learner,
-        loss_of_step,
-        steps=(epoch + 1) * per_epoch,
-        learning_rate=lambda step: settings["lr"],
-        log_every=settings["log_every"],
-        save=save,
-        save_every=settings["save_every"],
-        stop=stop,
-    )
 
 
 @torch.no_grad()
@@ -226,7 +224,7 @@ def evaluate(model, images, labels):
     return {
         "images": len(labels),
         "accuracy": right / len(labels),
-        "loss": finite(loss / len(labels)),
+        "loss": training.finite(loss / len(labels)),
     }
 
 
@@ -248,17 +246,4 @@ def with_settled_norms(model, images, batch):
     return model
 
 
-def validate(learner, settings, data, train_images):
-    """Adds a line to the learner's validations, and prints it beside the authors' log."""
-    epoch = len(learner.validations) + 1
-    result = evaluate(learner.model, *data)
-    settled = with_settled_norms(learner.model, train_images, settings["batch"])
-    result["settled_accuracy"] = evaluate(settled, *data)["accuracy"]
-    log = authors_log(settings).get(epoch)
-    learner.validations.append({"epoch": epoch, "step": learner.step, **result, "authors": log})
-    beside = "" if log is None else f" (the authors' log: {log:.1f} %)"
-    print(
-        f"epoch {epoch}: validation {100 * result['accuracy']:.2f} %{beside}, with norms settled "
-        f"{100 * result['settled_accuracy']:.2f} %, loss {result['loss']:.4f}, "
-        f"{learner.seconds / epoch:.0f} s per epoch"
-    )
+add_arguments, run = Mnist.add_arguments, Mnist.run

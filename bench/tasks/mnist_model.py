@@ -1,11 +1,9 @@
 """The networks of `python -m bench mnist`, as they start, and their optimiser."""
 
-import statistics
-from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from bench.tasks import training
@@ -24,22 +22,13 @@ CLASSES = 10
 GRADIENT_CLIP = 10.0
 WEIGHT_DECAY = 1e-4
 INPUT_SLOPE = 8  # of kaiming_uniform_: weights of U(-b, b) with b^2 = 6 / (65 * inputs)
-
-
-@dataclass
-class Classifier(training.Learner):
-    """A learner whose steps also have an accuracy, and which is judged after each epoch."""
-
-    RECORD: ClassVar = training.Learner.RECORD | {"accuracies": float, "validations": dict}
-    SERIES: ClassVar = ("losses", "accuracies")
-
-    accuracies: list[float] = field(default_factory=list)
-    validations: list[dict] = field(default_factory=list)
-
-    def figures(self):
-        accuracy = statistics.fmean(self.accuracies[-training.WINDOW :])
-        rate = 1 / statistics.median(self.step_seconds[-training.WINDOW // training.FLUSH :] or [1])
-        return f"loss {self.running_loss():.4f}  accuracy {accuracy:.2%}  {rate:.1f} steps/s"
+FIXED = {  # for the report
+    "weight_decay": WEIGHT_DECAY,
+    "gradient_clip": GRADIENT_CLIP,
+    "input_weights": f"kaiming_uniform_, a = {INPUT_SLOPE}",
+    "learning_rate_schedule": "constant",
+    "validation": "the last twentieth of the training file",
+}
 
 
 class Network(nn.Module):
@@ -56,7 +45,7 @@ class Network(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images):
-        output, _ = self.stack(images[..., None])
+        output, _ = self.stack(rearrange(images, "b t -> b t 1"))
         # A mask over time, seen at one step, is a mask; the other stacks have it inside.
         return self.head(nn.functional.dropout(output[:, -1], self.dropout, self.training))
 
@@ -68,13 +57,10 @@ def make_learner(settings, length):
     dropout = settings["dropout"] if settings["model"] == "plain" else 0.0
     model = Network(stack, features, dropout).to(settings["device"])
     optimizer = torch.optim.Adam(parameter_groups(model, WEIGHT_DECAY), lr=settings["lr"])
-    parameters = list(model.parameters())
-    optimizer.register_step_pre_hook(
-        lambda *_: nn.utils.clip_grad_value_(parameters, GRADIENT_CLIP)
-    )
+    training.clip_before_step(optimizer, GRADIENT_CLIP)
     constrain_(stack)
     constrain_after_step(optimizer, stack)
-    return Classifier(name, model, optimizer, torch.Generator())
+    return training.Learner(name, model, optimizer, torch.Generator())
 
 
 def make_stack(settings, length):

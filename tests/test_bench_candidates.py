@@ -1,11 +1,7 @@
 """What the speed measurements compare with: the serial kernel, and layers of other packages."""
 
-import json
-import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import emulator
 import pytest
@@ -17,9 +13,10 @@ from tolerance import assert_close_to_reference
 from torch import nn
 
 from bench.speed import candidates
+from bench.speed.candidates import LAYER, LAYERS, LOOP, TrainingStep
+from bench.speed.cases import Inputs
 from fastindrnn.kernels import reference
 
-ROOT = Path(__file__).parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 cases = st.builds(
     Case,
@@ -53,42 +50,6 @@ def test_serial_kernel_against_reference(case):
     expected = gradients_by_formula(*(None if x is None else x.double() for x in g), **relu)
     for what, *three in zip(("grad_a", "grad_u"), actual, expected, loop, strict=False):
         assert_close_to_reference(three[0].cpu(), *three[1:], what=what)
-
-
-COMPILE = """
-import json
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from bench.speed import serial
-counts = {}
-for kernel in (serial._serial_fwd_kernel, serial._serial_bwd_kernel):
-    types = {"BLOCK": "constexpr", "u_ptr": "*fp32", "grad_u_ptr": "*fp32"}
-    signature = {
-        name: types.get(name, "*bf16" if name.endswith("_ptr") else "i32")
-        for name in kernel.arg_names
-    }
-    source = ASTSource(kernel, signature, {"BLOCK": serial.BLOCK})
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=serial.OPTIONS)
-    ptx = compiled.asm["ptx"]
-    counts[kernel.__name__] = {word: ptx.count(word) for word in ("ld.global", "st.global", ".v2.")}
-    counts[kernel.__name__]["shared"] = compiled.metadata.shared
-print(json.dumps(counts))
-"""
-
-
-def test_a_thread_loads_one_value_a_step():
-    """The design that is compared with: no rows in flight, no vectors, no shared memory."""
-    pytest.importorskip("triton", reason="Triton is for Linux")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE]
-    found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    counts = json.loads(found.stdout)
-    alone = {".v2.": 0, "shared": 0}
-    # u and a. u and the last h; g and the h before it; g of the first step, which stands apart.
-    assert counts["_serial_fwd_kernel"] == {"ld.global": 2, "st.global": 1, **alone}
-    assert counts["_serial_bwd_kernel"] == {"ld.global": 5, "st.global": 3, **alone}
 
 
 @pytest.fixture
@@ -165,3 +126,27 @@ def test_sru_gets_time_first(install):
     x, layer = torch.randn(2, 7, 5), candidates.sru(5)
     (sru,) = layer.parts
     torch.testing.assert_close(layer(x), sru(x.transpose(0, 1))[0].transpose(0, 1))
+
+
+def test_the_loop_is_an_indrnn():
+    inputs = Inputs.draw((2, 9, 5), torch.float32, "cpu")
+    loop, rnn = LAYERS[LOOP](5), LAYERS[LAYER](5)
+    parameters = loop.u, loop.input.weight, loop.input.bias
+    names = "weight_hh_l0", "weight_ih_l0", "bias_ih_l0"
+    with torch.no_grad():
+        for name, parameter in zip(names, parameters, strict=True):
+            getattr(rnn, name).copy_(parameter)
+    step = TrainingStep(loop, inputs)
+    step.leaves[1:] = parameters
+    h, grads = step()
+    step = TrainingStep(rnn, inputs)
+    step.leaves[1:] = [getattr(rnn, name) for name in names]
+    expected, expected_grads = step()
+    torch.testing.assert_close(h, expected)
+    torch.testing.assert_close(grads, expected_grads)
+
+
+def test_of_other_packages_those_installed_are_candidates(monkeypatch):
+    found = {"sru", "minGRU_pytorch"}
+    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: name in found or None)
+    assert list(candidates.installed()) == ["sru", "minGRU-pytorch"]

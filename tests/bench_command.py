@@ -1,0 +1,93 @@
+"""`python -m bench ...` in the process of the tests, and small data for it."""
+
+import contextlib
+import gzip
+import io
+import json
+import re
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from bench.__main__ import main
+from bench.speed import command
+from bench.tasks import run as run_of_task
+
+
+def run(*words, status=0):
+    """What the command prints on standard output and on standard error."""
+    printed = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+    threads = torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for module in (run_of_task, command):  # would last until the end of all tests
+            patch.setattr(module, "keep_freed_memory", lambda: None)
+        stack.enter_context(contextlib.redirect_stdout(printed[0]))
+        stack.enter_context(contextlib.redirect_stderr(printed[1]))
+        try:
+            found = main([*map(str, words)])
+        except SystemExit as exit:
+            found = exit.code
+        finally:
+            torch.set_num_threads(threads)
+    output, error = (stream.seek(0) or stream.read() for stream in printed)
+    assert found == status, output + error
+    return output, error
+
+
+def refusal(*words):
+    """The one line of a command that cannot do what is asked."""
+    _, error = run(*words, status=2)
+    assert re.fullmatch(r"python -m bench.*: error: .*\n", error)
+    return error
+
+
+SMALL = ["--hidden", "8", "--device", "cpu", "--threads", "1", "--log-every", "10"]
+ADDING = ["adding", *SMALL, "--length", "20", "--batch", "4"]
+SIDE = 5
+MNIST = {  # name: magic number, images or labels, whether the file is packed
+    "train-images-idx3-ubyte": (2051, 400, True),
+    "train-labels-idx1-ubyte": (2049, 400, True),
+    "t10k-images-idx3-ubyte": (2051, 30, False),
+    "t10k-labels-idx1-ubyte": (2049, 30, True),
+}
+
+
+def idx_file(magic, *sizes, values=0):
+    header = struct.pack(f">{1 + len(sizes)}I", magic, *sizes)
+    return header + np.broadcast_to(values, sizes).astype(np.uint8).tobytes()
+
+
+def write(folder, name, content):
+    if MNIST[name][2]:
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+    else:
+        (folder / name).write_bytes(content)
+
+
+def write_data(folder):
+    """Noise, with a bright row for each of the digits: something that can be learnt."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for part, count in (("train", 400), ("t10k", 30)):
+        labels = rng.integers(0, 10, count)
+        images = rng.integers(0, 50, (count, SIDE, SIDE))
+        images[np.arange(count), labels // 2] += 100 + 100 * (labels % 2)[:, None]
+        content = idx_file(2051, count, SIDE, SIDE, values=images)
+        write(folder, f"{part}-images-idx3-ubyte", content)
+        write(folder, f"{part}-labels-idx1-ubyte", idx_file(2049, count, values=labels))
+    return folder
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

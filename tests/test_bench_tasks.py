@@ -1,0 +1,244 @@
+"""python -m bench adding and mnist: what is trained and written, stopped and resumed."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bench_command import ADDING, SMALL, checkpoint, files, refusal, report, run, write_data
+
+from bench.tasks import adding, mnist, mnist_model, training
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = {"checkpoint.pt", "report.json", "curves.png"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("mnist") / "data")
+
+
+@pytest.fixture(scope="module")
+def commands(data):
+    """Of each task a command that trains a small model."""
+    small = ["--batch", "8", "--layers", "2", "--epochs", "3"]
+    return {
+        "adding": [*ADDING, "--steps", "57", "--keep-going", "--decay-every", "25"],
+        "mnist": ["mnist", *SMALL, *small, "--data", str(data)],
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(commands, tmp_path_factory):
+    """{task: (folder, what was printed)} of runs that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    return {
+        task: (folder / task, run(*command, "--out", folder / task)[0])
+        for task, command in commands.items()
+    }
+
+
+# What is trained and written.
+
+
+def test_adding_writes_report_plot_and_lines(tmp_path):
+    more = ["--steps", "120", "--baselines", "--baseline-steps", "30"]
+    output, _ = run(*ADDING, *more, "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == WRITTEN
+    content, states = report(tmp_path), checkpoint(tmp_path)["learners"]
+    assert list(content["models"]) == list(states) == ["IndRNN", "LSTM", "IRNN"]
+    assert content["environment"]["versions"]["torch"] == torch.__version__
+    assert content["settings"]["length"] == 20
+    losses, result = states["IndRNN"]["series"]["loss"], content["models"]["IndRNN"]
+    assert result["steps"] == len(losses) == 120
+    assert result["curve"] == [{"step": 100, "loss": pytest.approx(sum(losses[:100]) / 100)}]
+    assert result["running_loss"] == pytest.approx(sum(losses[20:]) / 100)
+    assert result["seconds"] > 119 * result["median_step_seconds"] / 2 > 0
+    assert content["models"]["LSTM"]["steps"] == 30
+    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+    assert re.search(r"IndRNN step +110  loss \d\.\d+  mean of 100 \d\.\d+ ", output)
+    generators = [states[name]["generator"] for name in states]
+    assert torch.equal(generators[1], generators[2]), "the same data"
+    assert not torch.equal(generators[0], generators[1]), "of which the IndRNN has seen more"
+
+
+def test_adding_stops_at_the_target(tmp_path):
+    run(*ADDING, "--target", 100, "--steps", 500, "--out", tmp_path)
+    result = report(tmp_path)["models"]["IndRNN"]
+    assert result["outcome"] == "target reached"
+    assert result["steps"] == result["steps_to_target"] == 100
+
+
+@pytest.mark.parametrize("length", [2, 3, 9])
+def test_adding_data_are_exact(length):
+    """One mark in each half, numbers in [0, 1), the answer the sum of the marked ones."""
+    generator, marked = torch.Generator().manual_seed(1), set()
+    for _ in range(200):
+        inputs, answers = adding.make_batch(5, length, generator)
+        numbers, marks = inputs.unbind(-1)
+        assert inputs.shape == (5, length, 2)
+        assert ((numbers >= 0) & (numbers < 1)).all()
+        assert ((marks == 0) | (marks == 1)).all()
+        for half in marks[:, : length // 2], marks[:, length // 2 :]:
+            assert (half.sum(1) == 1).all()
+        torch.testing.assert_close((numbers * marks).sum(1, keepdim=True), answers)
+        marked |= set(marks.nonzero()[:, 1].tolist())
+    assert marked == set(range(length))
+
+
+def test_mnist_writes_report_plot_and_lines(finished):
+    folder, output = finished["mnist"]
+    content, (state,) = report(folder), checkpoint(folder)["learners"].values()
+    assert {path.name for path in folder.iterdir()} == WRITTEN
+    # A twentieth of 400 is held out; 380 images are 48 batches of 8, the last of 4.
+    assert content["images"] == {"train": 380, "validation": 20, "test": 30}
+    assert content["steps"] == 3 * 48
+    assert [line["step"] for line in content["validations"]] == [48, 96, 144]
+    assert "data" not in content["settings"], "a folder of this machine"
+    losses, accuracies = state["series"]["loss"], state["series"]["accuracy"]
+    assert len(losses) == len(accuracies) == 144
+    assert sum(losses[-20:]) < sum(losses[:20])
+    assert content["curve"][0]["accuracy"] == pytest.approx(sum(accuracies[:100]) / 100)
+    assert 0 <= content["test"]["accuracy"] <= 1
+    assert re.search(r"step +10  loss \d\.\d+  accuracy \d\.\d+ .* ms/step", output)
+    assert re.search(r"epoch 3: validation \d+\.\d+ %; with", output), "no log for this network"
+
+
+@pytest.mark.parametrize("model", ["residual", "dense"])
+def test_the_other_stacks_train(model, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTINDRNN_DATA", str(data))
+    more = ["--model", model, "--epochs", "1", "--permuted", "--limit-train", "24"]
+    output, _ = run("mnist", *SMALL, "--batch", 8, *more, "--out", tmp_path)
+    content = report(tmp_path)
+    assert content["images"]["train"] == content["settings"]["limit_train"] == 24
+    assert content["steps"] == 3
+    assert f"permuted MNIST, {model} IndRNN" in output
+    assert len(content["validations"]) == 1
+
+
+@pytest.mark.parametrize(("model", "layers"), mnist.PUBLISHED_PARAMETERS)
+def test_parameters_and_settings_are_the_published_ones(model, layers):
+    """The count; and where u starts, what decays, and what is clipped and bounded."""
+    settings = {
+        name.replace("-", "_"): default for name, (default, *_) in mnist.Mnist.SETTINGS.items()
+    }
+    settings |= {"model": model, "layers": layers, "device": "cpu"}
+    learner = mnist_model.make_learner(settings, 784)
+    assert "as published" in mnist.parameters_line(settings, learner)
+    named = dict(learner.model.named_parameters())
+    u, largest = [p for name, p in named.items() if "weight_hh" in name], 5 ** (1 / 784)
+    assert all(0 <= v.min() < 0.2 and v.max() <= largest for v in u[:-1]), "U(0, largest)"
+    assert 1 / largest <= u[-1].min() <= u[-1].max() <= largest
+    for v in u:
+        v.grad = torch.full_like(v, -1e9)
+    learner.optimizer.step()
+    assert all(v.grad.min() == -10 for v in u), "clipped"
+    assert all(v.max() <= largest for v in u), "bounded"
+    decayed, kept = learner.optimizer.param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (1e-4, 0)
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in named.values() if p.dim() == 2}
+    weights = [p for p in learner.model.stack.parameters() if p.dim() == 2]
+    assert all(p.abs().max() <= (6 / 65 / p.shape[1]) ** 0.5 for p in weights)
+    pixels = mnist.pixels(torch.arange(256, dtype=torch.uint8))
+    assert torch.equal(pixels, torch.arange(256) / 128 - 1)
+
+
+# Stopped, resumed, and what holds while a run lasts.
+
+
+def assert_same(actual, expected, path="checkpoint"):
+    """All numbers of two checkpoints; not how long the steps took, nor what may be changed."""
+    if isinstance(expected, dict):
+        skipped = {"seconds", "step_seconds", "digest", "settings"}
+        for key in expected.keys() - skipped:
+            assert_same(actual[key], expected[key], f"{path}.{key}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected), path
+    else:
+        assert actual == expected, path
+
+
+def interrupted(command, folder, monkeypatch):
+    """Ctrl-C after 20 steps; another run does not get the folder."""
+    line = training.Learner.line
+
+    def interrupt(learner):
+        if learner.step == 20:
+            with torch.random.fork_rng():  # the other run is of the same process here
+                for word in ("--out", "--resume"):
+                    assert f"{folder} is in use by another run" in refusal("adding", word, folder)
+            os.kill(os.getpid(), signal.SIGINT)
+        return line(learner)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Learner, "line", interrupt)
+        output, _ = run(*command, "--out", folder, status=130)
+    assert f"python -m bench {command[0]} --resume {folder}" in output
+    assert {path.name for path in folder.iterdir()} == WRITTEN
+
+
+KILLED = """
+import os, signal, sys
+from bench.__main__ import main
+from bench.tasks import training
+
+replace, saves = os.replace, []
+
+def kill(source, target):
+    if target.name == "checkpoint.pt":
+        saves.append(target)
+        if len(saves) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace, training.SAVE_SECONDS = kill, 0
+sys.exit(main())
+"""
+
+
+def killed(command, folder, monkeypatch):
+    """kill -9 while the third checkpoint is written, one every ten steps."""
+    command = [sys.executable, "-c", KILLED, *command, "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert {path.name for path in folder.iterdir()} == WRITTEN - {"curves.png"} | {
+        ".checkpoint.pt.part"
+    }
+
+
+@pytest.mark.parametrize(("task", "stop"), [("adding", interrupted), ("mnist", killed)])
+def test_a_stopped_run_ends_as_if_it_never_had_been(
+    task, stop, commands, finished, tmp_path, monkeypatch
+):
+    pytest.importorskip("fcntl", reason="Windows has no such locks")
+    folder, whole = tmp_path / "stopped", finished[task][0]
+    stop(commands[task], folder, monkeypatch)
+    (begun,) = checkpoint(folder)["learners"].values()
+    assert len(begun["series"]["loss"]) == 20
+    run(task, "--resume", folder)
+    assert {path.name for path in folder.iterdir()} == WRITTEN
+    assert_same(checkpoint(folder), checkpoint(whole))
+    assert report(folder).get("test") == report(whole).get("test")
+
+
+def test_a_full_disk_gets_one_line_and_the_old_checkpoint_stays_whole(
+    finished, tmp_path, monkeypatch
+):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder, _ = finished["adding"]
+    before = files(folder)
+    monkeypatch.setattr(os, "fsync", full)
+    said = refusal(*ADDING, "--steps", 20, "--out", tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    assert said.endswith(f"error: {path} cannot be written: No space left on device\n")
+    assert not files(tmp_path)
+    said = refusal("adding", "--resume", folder, "--steps", 70)
+    assert said.endswith("No space left on device; the one from before is whole\n")
+    assert files(folder) == before
