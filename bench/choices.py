@@ -83,7 +83,7 @@ def tiles(family, N, itemsize, aligned, few):
     """The model's tile, and what differs from it by a factor of 2 in one thing."""
     if family is None:
         return []
-    found = [model.tile(family, N, N, itemsize, False, aligned)]
+    found = [model.pick_tile(family, N, N, itemsize, False, aligned)]
     if not few:
         for name, factor in itertools.product(("block_n", "block_t", "warps"), (0.5, 2)):
             changed = {name: int(getattr(found[0], name) * factor)}
@@ -115,7 +115,7 @@ def layer_forward(B, T, N, dtype, device):
 
 def model_of(device):
     """What the launch model knows of a device."""
-    from fastindrnn.kernels.gpu.launch_scan import device_of
+    from fastindrnn.kernels.gpu.devices import device_of
 
     return device_of(torch.empty(0, device=device))
 
