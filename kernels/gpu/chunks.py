@@ -122,12 +122,13 @@ def _scan_summarize_kernel(
     """F_c = f_stop o ... o f_start: the steps of chunk c as one map of the state before it.
 
     A step is f_t(s) = clamp(a_t + u*s, LO, HI); in the backward, where the state is d, it is f_t(d)
-    = clamp(m_t * (g_t + u*d), -c, c). Chunk 0, whose start is known, becomes a constant map. Grid:
-    (B * blocks of channels, CHUNKS - 1), because no chunk starts where the last one stops. Neither
-    does one where the sequence ends: such a chunk's map is not used, and its last steps, fewer than
-    ROWS, are left out. Saves four numbers a chunk and channel, float32 or float64. Floor: a, or g
-    and h, read once; for each element of relu's forward 4 multiplications and 3 comparisons, of a
-    recurrence without bounds 2 multiplications. Source: the composition in `clamped_affine`.
+    = clamp(m_t * (g_t + u*d), -c, c). Chunk 0, whose start is known, becomes a constant map. No
+    other chunk follows the last one, so the grid is (B * blocks of channels, CHUNKS - 1). Nor does
+    a step follow the chunk in which a sequence ends, so its map may be wrong: of its steps, those
+    after the last whole group of ROWS are left out. Saves four numbers a chunk and channel, float32
+    or float64. Floor: a, or g and h, read once; for each element of relu's forward 4
+    multiplications and 3 comparisons, of a recurrence without bounds 2 multiplications. Source: the
+    composition in `clamped_affine`.
     """
     b, chunk, first_row, length, start, stop, _end, offs_n = program_coordinates(
         T, N, lengths_ptr, cu_seqlens_ptr, CHUNKS, ROWS, BLOCK_N, VECTOR

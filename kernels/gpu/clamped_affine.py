@@ -12,15 +12,15 @@ Every step is monotone, so the bounds of F are the images E0 and E1 of the two e
 domain. `append` computes them by the recurrence itself, and `apply` sorts them. The kinds of
 segment differ in what a segment of no steps is (`identity`) and in what `finish` still has to do:
 
-    bounds     used by                                E0, E1 of no steps   `finish`
-    none       identity; the backward without a clip  not used             -
-    lo, u >= 0 relu                                   lo, not used         E1 = inf, NaN out of P
-    lo, u < 0  relu                                   lo, inf              NaN out of E1, P finite
-    lo and hi  hardtanh, relu6; the backward, clipped lo, hi               P finite
+    bounds      used by                                 `identity`: E0, E1  `finish` changes
+    none        identity; the backward without a clip   not used            Q
+    lo, u >= 0  relu                                    lo, not used        Q, E1 = inf, a NaN of P
+    lo, u < 0   relu                                    lo, inf             Q, a NaN of E1, P finite
+    lo and hi   hardtanh, relu6; the backward, clipped  lo, hi              Q, P finite
 
-P starts as 0 and Q as 1. A domain without an upper bound ends at infinity itself, because an
-infinite state has to stay as infinite as it would be step by step. For the same reason `finish`
-does not let Q, a power of u, be rounded to 0: Q*inf would be NaN.
+In `identity` P is 0 and Q is 1. A domain without an upper bound ends at infinity itself, because an
+infinite state has to become what it becomes step by step. For the same reason `finish` replaces a Q
+that was rounded to 0, although u is not 0: with it Q*inf would be NaN.
 
 Growing segments. In a long segment with |u| > 1, Q = u**steps overflows, and P with it, though the
 bounds keep every state small. A segment grows where |u|**steps exceeds 2**64 (2**512 in float64).
