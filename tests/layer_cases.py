@@ -52,7 +52,7 @@ def layer_inputs(case, K, directions):
 
 
 def by_reference(x, weight, bias, u, h0, directions, options):
-    """Both directions by the definition, one after the other."""
+    """h and h_n by the reference, of each direction in turn."""
     a = torch.nn.functional.linear(x, weight, bias)
     results = []
     for direction in range(directions):
@@ -64,6 +64,7 @@ def by_reference(x, weight, bias, u, h0, directions, options):
 
 
 def run_forward(x, weight, bias, u, h0, choice, **options):
+    """h and h_n of `gpu.indrnn_forward` on the device, with tensors and results on the CPU."""
     x, weight, bias, u, h0 = map(on_device, (x, weight, bias, u, h0))
     options = {name: on_device(value) for name, value in options.items()}
     shape = *x.shape[:-1], len(u)
@@ -79,13 +80,15 @@ def double(x):
 
 
 def possible(choice, case):
-    """Packed sequences are neither chained nor sliced, nor is an empty time chained."""
+    """The choice as far as the case allows it: packed sequences are neither chained nor sliced, a
+    batch with time first is not sliced, and 0 steps are not chained."""
     if case.form == "packed" or case.time_first:
         choice = choice._replace(slices=1)
     return choice._replace(chained=choice.chained and case.form != "packed" and case.T > 0)
 
 
 def check_forward(case, K, directions, choice, has_bias=True):
+    """`gpu.indrnn_forward` on a case with K input features, against the reference."""
     x, weight, bias, u, h0, options = layer_inputs(case, K, directions)
     bias = bias if has_bias else None
     choice = possible(choice, case)
@@ -98,6 +101,7 @@ def check_forward(case, K, directions, choice, has_bias=True):
 
 
 def check_backward(case, K, choice):
+    """`gpu.projected_backward` on a case, where the next layer has K channels, by the formula."""
     (_, u, h0, options), (_, grad_h_n) = inputs(case)
     x, weight, *_ = layer_inputs(case, K, 1)
     weight = weight.t().contiguous()

@@ -1,4 +1,4 @@
-"""Chunks of time, in Triton: whatever u and the values are, their number does not show."""
+"""Chunks of time, in Triton: for any u, infinities and NaN, the result is that of a single loop."""
 
 import emulator
 import pytest
@@ -66,8 +66,8 @@ def test_bounds_hold_infinities(nonlinearity):
 
 @pytest.mark.parametrize("u", [-0.5, -1.0, -1.5])
 def test_an_infinite_input_ends_at_the_bound(u):
-    """As the first step of a chunk, the infinity meets the upper end of all states, times u: where
-    that is not infinite itself, no NaN comes of it, and 0 follows."""
+    """The first step of a chunk adds an input of inf to u times the upper end of all states, -inf.
+    That NaN must not come of a finite state: it becomes inf, and 0 after the next step."""
     a = torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(3))
     a[0, 16, 1], a[0, 24, 2] = torch.inf, torch.inf
     h, u = torch.zeros_like(a), torch.full((3,), u)
@@ -130,7 +130,7 @@ def test_odd_numbers_of_steps_with_a_negative_u_swap_their_ends():
     st.floats(1.0, 6.0),
 )
 def test_chunks_join_whatever_u(case, chunks, most):
-    """A step multiplies errors by u: so each h is compared with one step from the h before it."""
+    """Each step multiplies errors by u; so every h is compared with one step from the h before."""
     (a, u, h0, options), _ = inputs(case)
     u = u * most
     whole, h = torch.empty_like(a), torch.empty_like(a)
@@ -181,8 +181,8 @@ def test_a_state_below_the_threshold_of_a_growing_segment_fades():
     assert torch.equal(h, reference.scan(a, u)[0])
 
 
-def test_escape_to_infinity_is_not_stopped_by_a_chunk():
-    """u > 1 without an upper bound: the state passes the largest number, where it does in steps."""
+def test_a_state_escapes_to_infinity_as_without_chunks():
+    """u > 1 without an upper bound: the state becomes infinite at the same step as in the loop."""
     a = torch.full((1, 240, 3), 0.1)
     u, h = torch.tensor([1.5, 2.0, 1.9]), torch.empty(1, 240, 3)
     h_n = scan_forward(a, u, None, h, chunks=2, rows=8)

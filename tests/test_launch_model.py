@@ -34,7 +34,8 @@ def test_long_sequences_alone_get_chunks():
     st.sampled_from([2, 4, 16]),
 )
 def test_plan_has_no_cliffs(device, B, T, N, itemsize, tensors_read, vector):
-    """Half of the sequences make of a chunk two at most, and every plan can be launched."""
+    """With half as many sequences there are at most twice as many chunks, and every plan can be
+    launched."""
     vector = max(vector, itemsize)
     plan = model.plan(device, B, T, N, itemsize, tensors_read, vector)
     half = model.plan(device, B // 2 or 1, T, N, itemsize, tensors_read, vector)
@@ -50,8 +51,8 @@ def test_plan_has_no_cliffs(device, B, T, N, itemsize, tensors_read, vector):
     assert plan.stages == 1 or (device is H200 and vector >= 4 and plan.rows.bit_count() == 1)
 
 
-def test_a_device_half_full_gets_no_four_chunks():
-    """48.5 % of the bytes that should be in flight once became four chunks."""
+def test_a_device_half_full_gets_two_chunks_at_most():
+    """With 48.5 % of the bytes in flight that there should be, four chunks were picked once."""
     goal = H200.multiprocessors * model.GOAL
     for itemsize in (2, 4):
         for B in range(1, 300):
@@ -66,7 +67,7 @@ def test_weights_stay_where_they_fit():
         for backward in (False, True):
             for K in (256, 512):
                 streamed = model.pick_tile(family, 512, K, 2, backward, True, chained=True)
-                assert not streamed.ahead, "each program of a chain takes one tile"
+                assert not streamed.ahead, "each program of a chain has one tile"
                 stays = model.pick_tile(family, 512, K, 2, backward, True)
                 rates = model.FAMILIES[family]
                 widest = rates.resident_backward if backward else rates.resident
@@ -81,8 +82,8 @@ def test_weights_stay_where_they_fit():
         assert times[0] < times[1]
 
 
-def test_each_thread_waits_for_a_word_of_its_own():
-    """Threads that poll the same word may see it at different times."""
+def test_each_thread_waits_for_a_number_of_its_own():
+    """Threads that poll the same number may see it at different times."""
     for family in model.FAMILIES:
         lanes = 64 if family == "mfma" else 32
         for N in (16, 70, 512):

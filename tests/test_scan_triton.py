@@ -34,7 +34,7 @@ def test_against_reference(case, plan, group):
     [*((name, False) for name in reference.ACTIVATIONS), ("relu", True), ("tanh", True)],
 )
 def test_as_the_launch_plans_it(nonlinearity, ring):
-    """With the launch's own groups of rows, blocks and chunks: several of each but for tanh."""
+    """With the plan that the launch makes: several groups, blocks and, except for tanh, chunks."""
     dtype = torch.float32 if ring else torch.float16
     N = 7 if ring else 35
     case = Case(
@@ -52,8 +52,11 @@ def test_as_the_launch_plans_it(nonlinearity, ring):
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_in_place_and_strided_and_same_bits_on_each_run(reverse, chunks, stages):
-    """Into its own input, between other channels, under autocast's mix of dtypes. In blocks as wide
-    as a warp: in narrower ones lanes read what others of them overwrite, which counts as a race."""
+    """h is a, whose rows lie between other channels, and u and h0 are float32 as under autocast.
+
+    Blocks are as wide as a warp: in narrower ones several lanes read the same number and one
+    overwrites it, which the emulator counts as a race.
+    """
     case = Case(2, 17, 35, reverse=reverse, form="lengths", has_resets=True, dtype=torch.bfloat16)
     (a, u, h0, options), _ = inputs(case)
     u, h0 = u.float(), h0.float()
@@ -113,7 +116,7 @@ def test_tanh_takes_one_chunk():
 
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_one_channel(chunks):
-    """Compiled, an N of 1 is a plain number, which the emulator shows and the interpreter not."""
+    """Compiled, an N of 1 is a plain number instead of a tensor; in the interpreter it is not."""
     check_scan(Case(2, 24, 1, grad_clip=0.5), scan_forward, scan_backward, chunks=chunks, rows=4)
 
 
