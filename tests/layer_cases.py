@@ -11,22 +11,48 @@ from triton_cases import INTERPRETED, on_device
 
 from fastindrnn.kernels import gpu, reference
 
-# (lanes, adjacent) of every kind of accumulator, small tiles, and tiles with a K of one block. With
-# `ahead`, a block of K is at least a piece of 128 bytes.
-tiles = st.builds(
-    lambda block_n, block_t, block_k, layout, ahead: model.Tile(
-        block_n, block_t, 2 * block_k if ahead else block_k, 4, 1 if ahead else 2, *layout, ahead
+
+def fused(
+    chained=False, *, block_n=16, block_t=16, block_k=16, lanes=4, adjacent=2, ahead=False
+):  # fmt: skip
+    """A choice of the fused kernel with a small tile."""
+    tile = model.Tile(
+        block_n=block_n,
+        block_t=block_t,
+        block_k=block_k,
+        warps=4,
+        stages=1 if ahead else 2,
+        lanes=lanes,
+        adjacent=adjacent,
+        ahead=ahead,
+    )
+    return model.Choice(tile, chained, slices=1)
+
+
+def split(slices=1):
+    """A choice of the library's product and the scan."""
+    return model.Choice(None, chained=False, slices=slices)
+
+
+# (lanes, adjacent) are those of every kind of accumulator. With `ahead`, a block of K is at least
+# 128 bytes. K is one block in some cases, and several in others.
+fused_choices = st.builds(
+    lambda chained, layout, block_k, ahead, block_t: fused(
+        chained,
+        block_n=16 if INTERPRETED else 64,
+        block_t=block_t,
+        block_k=2 * block_k if ahead else block_k,
+        lanes=layout[0],
+        adjacent=layout[1],
+        ahead=ahead,
     ),
-    st.just(16 if INTERPRETED else 64),
-    st.sampled_from([16, 32]),
-    st.sampled_from([16, 32]),
-    st.sampled_from([(4, 2), (2, 4), (1, 1)]),
-    st.booleans(),
+    chained=st.booleans(),
+    layout=st.sampled_from([(4, 2), (2, 4), (1, 1)]),
+    block_k=st.sampled_from([16, 32]),
+    ahead=st.booleans(),
+    block_t=st.sampled_from([16, 32]),
 )
-choices = st.one_of(
-    st.builds(model.Choice, tiles, st.booleans(), st.just(1)),
-    st.builds(model.Choice, st.none(), st.just(False), st.sampled_from([1, 2])),
-)
+choices = st.one_of(fused_choices, st.builds(split, st.sampled_from([1, 2])))
 layers = cases(T=40, N=20, dtype=torch.float32).filter(lambda case: case.nonlinearity != "tanh")
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from fastindrnn.kernels.gpu import model
-from layer_cases import by_reference, double, run_forward
+from layer_cases import by_reference, double, fused, run_forward, split
 from scan_cases import gradients_by_formula, sizes_of_sums
 from tolerance import assert_close_to_reference
 from triton_cases import INFINITIES, MAY_OVERFLOW, on_device
@@ -16,7 +15,7 @@ pytestmark = [pytest.mark.triton, MAY_OVERFLOW, pytest.mark.usefixtures("poisone
 @pytest.mark.parametrize("lanes", [1, 4])
 @pytest.mark.parametrize("chained", [False, True])
 def test_nan_stays_until_a_reset(lanes, chained):
-    choice = model.Choice(model.Tile(16, 16, 16, 4, 2, lanes, 2 if lanes == 4 else 1), chained, 1)
+    choice = fused(lanes=lanes, adjacent=2 if lanes == 4 else 1, chained=chained)
     x = torch.zeros(2, 40, 1)
     x[:, 3] = torch.nan
     resets = torch.zeros(2, 40, dtype=torch.bool)
@@ -33,7 +32,7 @@ def test_nan_stays_until_a_reset(lanes, chained):
 @pytest.mark.parametrize("nonlinearity", ["relu", "hardtanh", "relu6", "identity"])
 def test_given_state_outside_of_the_bounds(nonlinearity):
     """The recurrence never leaves its bounds, but h0 may lie beyond them."""
-    choice = model.Choice(model.Tile(16, 16, 16, 4, 2, 4, 2), False, 1)
+    choice = fused()
     x, weight = torch.randn(2, 20, 3), torch.randn(6, 3) / 4
     u, h0 = torch.tensor([0.99, -0.99, 1.0, -1.0, 0.5, -0.5]), 9 * torch.randn(2, 6)
     options = {"nonlinearity": nonlinearity, "reverse": False}
@@ -48,7 +47,7 @@ def test_given_state_outside_of_the_bounds(nonlinearity):
 @pytest.mark.parametrize("chained", [False, True])
 def test_segments_that_grow(nonlinearity, chained):
     """u**(steps of a lane) overflows: h0 outside of the bounds, u of both signs, small inputs."""
-    choice = model.Choice(model.Tile(16, 32, 16, 4, 2, 2, 4), chained, 1)
+    choice = fused(block_t=32, lanes=2, adjacent=4, chained=chained)
     x, h0 = torch.randn(2, 70, 3), 9 * torch.randn(2, 16)
     weight = torch.randn(16, 3) * (0.05 if nonlinearity == "hardtanh" else 1.0)
     bias = torch.full((16,), 0.0 if nonlinearity == "hardtanh" else -40.0)
@@ -64,7 +63,7 @@ def test_segments_that_grow(nonlinearity, chained):
 @pytest.mark.parametrize("chained", [False, True])
 def test_gradients_that_grow(chained):
     """A clip bounds gradients that grow by u at each step, some of which h stops."""
-    choice = model.Choice(model.Tile(16, 32, 16, 4, 2, 2, 4), chained, 1)
+    choice = fused(block_t=32, lanes=2, adjacent=4, chained=chained)
     (B, T, N), u = (2, 70, 16), torch.linspace(100.0, 400.0, 16)
     u[::3] *= -1
     h, h0 = torch.randn(B, T, N).clamp(min=0), torch.randn(B, N)
@@ -91,11 +90,11 @@ def test_gradients_that_grow(chained):
 
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
-@pytest.mark.parametrize("layout", [(4, 2), (1, 1)])
+@pytest.mark.parametrize(("lanes", "adjacent"), [(4, 2), (1, 1)])
 @pytest.mark.parametrize("chained", [False, True])
-def test_infinities_as_step_by_step(nonlinearity, layout, chained):
+def test_infinities_as_step_by_step(nonlinearity, lanes, adjacent, chained):
     """One at a time and one after the other: within a lane, within a tile, across tiles, in h0."""
-    choice = model.Choice(model.Tile(16, 16, 16, 4, 2, *layout), chained, 1)
+    choice = fused(lanes=lanes, adjacent=adjacent, chained=chained)
     u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -0.5, 1.0, -1.0, 1.7, -1.7])
     pairs = [(x, y) for x in INFINITIES for y in (None, *INFINITIES)]
     x = torch.randn(len(pairs) + 3, 40, 1)
@@ -117,7 +116,7 @@ def test_infinities_as_step_by_step(nonlinearity, layout, chained):
 def test_infinite_outputs_in_the_sum_of_the_gradient_of_u(grad_clip, chained):
     """The terms d_{t+1} * h_t where h_t is infinite or NaN: NaN where d_{t+1} is 0 because h_{t+1}
     is at a bound, as in the scan; none at the last time and before a reset."""
-    choice = model.Choice(model.Tile(16, 16, 16, 4, 2, 4, 2), chained, 1)
+    choice = fused(chained)
     B, T, N = 6, 21, 3
     h = torch.rand(B, T, N) + 0.5
     resets = torch.zeros(B, T, dtype=torch.bool)
@@ -138,9 +137,7 @@ def test_infinite_outputs_in_the_sum_of_the_gradient_of_u(grad_clip, chained):
         moved = {name: on_device(value) for name, value in kept.items()}
         actual = gpu.projected_backward(*map(on_device, tensors), choice=choice, **moved)
         expected = gradients_by_formula(x[part] @ weight, *tensors[2:], **kept)
-        split = gpu.projected_backward(
-            *map(on_device, tensors), choice=model.Choice(None, False, 1), **moved
-        )
-        for one, two, three in zip(actual, expected, split, strict=True):
+        by_scan = gpu.projected_backward(*map(on_device, tensors), choice=split(), **moved)
+        for one, two, three in zip(actual, expected, by_scan, strict=True):
             torch.testing.assert_close(one.cpu(), two, equal_nan=True, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(three.cpu(), two, equal_nan=True, rtol=1e-4, atol=1e-4)

@@ -12,6 +12,7 @@ from layer_cases import (
     check_forward,
     choices,
     double,
+    fused,
     layers,
     run_forward,
 )
@@ -47,8 +48,7 @@ def test_backward_of_a_stack_against_the_formula(case, K, choice):
 def test_half_precision(dtype, chained):
     """The state between tiles, and the pre-activation, are not rounded."""
     case = Case(2, 45, 35, dtype=dtype, form="lengths", has_resets=True, grad_clip=0.5)
-    for tile in (model.Tile(64, 16, 16, 4, 2, 4, 2), model.Tile(64, 16, 64, 4, 1, 4, 2, True)):
-        choice = model.Choice(tile, chained, 1)
+    for choice in (fused(chained, block_n=64), fused(chained, block_n=64, block_k=64, ahead=True)):
         check_forward(case, 24, 2, choice)
         check_backward(case, 24, choice)
 
@@ -60,7 +60,7 @@ def test_with_the_tiles_of_each_family(family, backward):
     for K, aligned in ((40, True), (200, True), (7, False)):
         tile = model.pick_tile(family, 70, K, 4, backward, aligned)
         case = Case(1, tile.block_t + 9, 70, form="lengths", seed=K)
-        choice = model.Choice(tile, False, 1)
+        choice = model.Choice(tile, chained=False, slices=1)
         if backward:
             check_backward(case, K, choice)
         else:
@@ -74,7 +74,7 @@ def test_weights_that_stay(K, backward):
     tile = model.pick_tile("wgmma", 70, K, 2, backward, True)
     assert tile.ahead
     case = Case(2, tile.block_t + 5, 70, torch.float16, form="lengths", reverse=True, seed=K)
-    choice = model.Choice(tile, False, 1)
+    choice = model.Choice(tile, chained=False, slices=1)
     if backward:
         check_backward(case, K - 8, choice)
     else:
@@ -82,7 +82,7 @@ def test_weights_that_stay(K, backward):
 
 
 def test_same_bits_on_every_run():
-    choice = model.Choice(model.Tile(64, 16, 16, 4, 2, 4, 2), True, 1)
+    choice = fused(chained=True, block_n=64)
     x, weight, u = torch.randn(3, 100, 20), torch.randn(70, 20) / 4, torch.rand(70)
     first, again = (run_forward(x, weight, None, u, None, choice) for _ in range(2))
     assert torch.equal(first[0], again[0])

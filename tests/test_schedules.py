@@ -64,7 +64,7 @@ def test_chained_tiles_in_many_schedules(prepare, N):
     """With 2 to 6 tiles of a chain under way at a time, in the model's own tiles."""
     case = Case(1, 768, N, dtype=torch.bfloat16, grad_clip=3.0)
     tile = model.pick_tile(emulator.family(), N, K, 2, prepare is backward, aligned=True)
-    run, *wanted = prepare(case, model.Choice(tile, True, 1))
+    run, *wanted = prepare(case, model.Choice(tile, chained=True, slices=1))
     wrong, races = [], {}
     for seed in range(SCHEDULES):
         with emulator.device(seed, may_race=True, resident=2 + seed % 5) as launches:

@@ -27,19 +27,58 @@ class Family(NamedTuple):
     adjacent: int  # ... and the neighbouring columns that each of them holds in turn
     products: int  # multiply-adds of 16-bit numbers a clock and multiprocessor
     memory: int  # bytes a clock and multiprocessor
-    forward: int  # instructions an element beside the product
-    backward: int  # the same with a clip
-    resident: int  # bytes of K up to which weights of several blocks stay in shared memory ...
-    resident_backward: int  # ... and in the backward; 0: that would spill with all options
+    forward: int  # instructions an element besides the product
+    backward: int  # the same in the backward, with a clip
+    resident: int  # bytes of a weight's row up to which several blocks of K stay in shared memory
+    resident_backward: int  # the same in the backward
 
 
 FAMILIES = {
-    "mma": Family(4, 2, 1024, 11, 19, 44, 512, 0),  # NVIDIA 8.x and 12.x; rates of an A100
-    "wgmma": Family(4, 2, 2048, 18, 14, 38, 1024, 1024),  # NVIDIA 9.0; an H200
-    # NVIDIA 10.x, where one lane holds a whole row; a B200
-    "tcgen05": Family(1, 1, 4096, 25, 9, 21, 1024, 768),
-    # AMD CDNA 3; an MI300X. CDNA 4 needs fewer instructions: 14, 36
-    "mfma": Family(2, 4, 1024, 7, 35, 68, 512, 512),
+    # NVIDIA 8.x and 12.x; rates of an A100. In the backward, resident weights would make the kernel
+    # with all options spill.
+    "mma": Family(
+        lanes=4,
+        adjacent=2,
+        products=1024,
+        memory=11,
+        forward=19,
+        backward=44,
+        resident=512,
+        resident_backward=0,
+    ),
+    # NVIDIA 9.0; rates of an H200.
+    "wgmma": Family(
+        lanes=4,
+        adjacent=2,
+        products=2048,
+        memory=18,
+        forward=14,
+        backward=38,
+        resident=1024,
+        resident_backward=1024,
+    ),
+    # NVIDIA 10.x, where one lane holds a whole row; rates of a B200.
+    "tcgen05": Family(
+        lanes=1,
+        adjacent=1,
+        products=4096,
+        memory=25,
+        forward=9,
+        backward=21,
+        resident=1024,
+        resident_backward=768,
+    ),
+    # AMD CDNA 3; rates of an MI300X. CDNA 4 needs fewer instructions: 14 and 36.
+    "mfma": Family(
+        lanes=2,
+        adjacent=4,
+        products=1024,
+        memory=7,
+        forward=35,
+        backward=68,
+        resident=512,
+        resident_backward=512,
+    ),
 }
 CACHE_RATE = 32  # bytes a clock and multiprocessor from the last-level cache
 ASYNCHRONOUS = ("mma", "wgmma", "tcgen05")  # families that copy to shared memory in the background
