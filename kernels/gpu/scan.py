@@ -120,7 +120,8 @@ def _scan_fwd_kernel(
         )
 
     HAS_RESETS: tl.constexpr = resets_ptr is not None
-    TAIL: tl.constexpr = min(ROWS, 8)  # steps of a group after the last whole one
+    # Steps of a group after the last whole one. In Triton 3.4 `min` would make a tensor of it.
+    TAIL: tl.constexpr = ROWS if ROWS < 8 else 8
     whole = start + (stop - start) // ROWS * ROWS
     every = tl.full([], ROWS, tl.int64)  # a constant: the masks of whole groups compile to nothing
     # Resets are loaded a group ahead: nothing else hides the time that takes.
@@ -269,7 +270,8 @@ def _scan_bwd_kernel(
     grad_b = zeros
     h = load_rows(h_pointers, start, offs_n, ragged_N, stop - start, 1)[0].to(ACC)
     HAS_RESETS: tl.constexpr = resets_ptr is not None
-    TAIL: tl.constexpr = min(ROWS, 8)  # steps of a group after the last whole one
+    # Steps of a group after the last whole one. In Triton 3.4 `min` would make a tensor of it.
+    TAIL: tl.constexpr = ROWS if ROWS < 8 else 8
     # A whole group is one that a further step follows, because it loads that step's h as well.
     whole = start + tl.maximum(tl.minimum(stop, length - 1) - start, 0) // ROWS * ROWS
     more = tl.full([], ROWS + 1, tl.int64)  # a constant, so that the masks compile to nothing
