@@ -135,7 +135,8 @@ def projected_backward(
 
 
 def _split_forward(x, weight, bias, u, h0, h, recurrence, directions, slices):
-    """The product into h, then the scan there: for each of `slices` parts of the batch in turn."""
+    """The product into h, then the scan there, for each of `slices` parts of the batch in turn;
+    returns h_n."""
     if slices == 1:
         return _split_part(x, weight, bias, u, h0, h, recurrence, directions)
     B, last_states = len(x), []
@@ -161,6 +162,7 @@ def _split_forward(x, weight, bias, u, h0, h, recurrence, directions, slices):
 
 
 def _split_part(x, weight, bias, u, h0, h, recurrence, directions):
+    """The product into h, then the scan there, one direction after the other; returns h_n."""
     flat_x, flat_h = flatten_like(x, h), flat_view(h)
     if bias is None:
         torch.mm(flat_x, weight.t(), out=flat_h)

@@ -24,9 +24,10 @@ def tile_coordinates(
     """What this program computes.
 
     b, direction: its sequence, and which of the DIRECTIONS. first_row, length, padded_length: of
-    the sequence. offs_n: [BLOCK_N], its channels, of the N of that direction. programs_per_tile:
-    the number of chains; or of programs, where each takes all tiles. chain: this program's chain.
-    tile: its tile in the chain; 0 where it takes all of them.
+    the sequence. offs_n: [BLOCK_N], its channels, of the N of that direction. chain, tile: its
+    chain, and its tile in the chain. programs_per_tile: how many programs compute the same tile of
+    their chains, which is the number of chains. Where programs take all tiles of a chain, tile is
+    0 and programs_per_tile the number of programs.
     """
     blocks = tl.cdiv(N, BLOCK_N)
     chain = tl.program_id(0)
@@ -50,8 +51,8 @@ def tile_coordinates(
 def time_of_step(
     step, length, direction, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr
 ):  # fmt: skip
-    """The time, in its sequence, of a step: the step itself, or counted from the last time with
-    REVERSE. Of two directions, the second one is the opposite of the first."""
+    """The time of a step in its sequence: step, or length - 1 - step with REVERSE; in the second of
+    two directions the other of these."""
     if DIRECTIONS == 2:
         step = tl.where(direction != REVERSE, length - 1 - step, step)
     elif REVERSE:
@@ -67,8 +68,11 @@ def _load_or_zero(ptrs, mask):
 
 @triton.jit
 def _input_mask(offs_k, K, valid, EVEN_K: tl.constexpr):
-    """[BLOCK_K, BLOCK_T]: offs_k < K and valid [BLOCK_T], or as much of it as is not trivial, which
-    EVEN_K and a `valid` of None say; None where both are."""
+    """The mask [BLOCK_K, BLOCK_T] of a block of the input: offs_k < K, and valid [BLOCK_T].
+
+    EVEN_K: the first condition holds everywhere. valid is None: the second one does. Where both
+    do, the mask is None.
+    """
     mask = None
     if not EVEN_K:
         mask = (offs_k < K)[:, None]
@@ -103,8 +107,8 @@ def input_blocks(
     x_ptr, times, valid, stride_xt, offs_k, K,
     EVEN_K: tl.constexpr, BLOCKS_K: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The input at the times `times` [BLOCK_T] as a tuple of BLOCKS_K tensors [BLOCK_K, BLOCK_T];
-    zeros where `valid` [BLOCK_T] is False; None: it is True everywhere."""
+    """The input x [K] at the times `times` [BLOCK_T], as a tuple of BLOCKS_K tensors [BLOCK_K,
+    BLOCK_T]. Zeros are in the columns where `valid` [BLOCK_T] is False; None: there are none."""
     x_ptrs = x_ptr + times[None, :].to(tl.int64) * stride_xt + offs_k[:, None]
     xs = ()
     for k in tl.static_range(BLOCKS_K):
