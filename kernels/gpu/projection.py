@@ -15,12 +15,12 @@ tensor cores, with time permuted so that each lane holds consecutive steps of it
 the recurrence in registers (see `registers`).
 
 Conventions of both kernels. Steps are counted in the order of the forward: step i is time i, or
-length-1-i if REVERSE. Strides count elements; the stride of channels and of features is 1, except
-in a weight; offsets are 64 bits wide, except in a weight. T is the padded length. With cu_seqlens
-[B + 1] the tensors are [rows, ...], sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], strides
-of b are 0, and T is the number of rows. Times past a sequence's length are not read; to their rows
-0 is written. State and sums are float32. With DIRECTIONS = 2 there are 2*N channels, and the second
-N take the steps in the opposite order.
+length-1-i if REVERSE. stride_xt is the stride of x along t, in elements; the stride along channels
+and features is 1, except in a weight; offsets are 64 bits wide, except in a weight. T is the padded
+length. With cu_seqlens [B + 1] the tensors are [rows, ...], sequence b is rows cu_seqlens[b] to
+cu_seqlens[b + 1], strides along b are 0, and T is the number of rows. Times past a sequence's
+length are not read; to their rows 0 is written. State and sums are float32. With DIRECTIONS = 2
+there are 2*N channels, and the second N take the steps in the opposite order.
 
 What compiling has shown (instructions and registers of each kernel are in bench/results/sass.json):
 - Tiles are the largest ones that keep the recurrence in registers and put warps along channels

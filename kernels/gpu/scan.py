@@ -20,11 +20,11 @@ With several chunks, `chunks` first computes the state in which each of them sta
 
 Conventions of all kernels. Steps are counted in the order in which a kernel takes them: step i of
 the forward is time i, or length-1-i if REVERSE. The backward takes the steps in the opposite order,
-and its launch gives it the opposite REVERSE. Strides count elements; the stride of channels is 1;
-offsets are 64 bits wide. T is the padded length. With cu_seqlens [B + 1] the tensors are [rows, N],
-sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], strides of b are 0, and T is the number of
-rows. Times past a sequence's length are not read; to their rows 0 is written. State and sums are
-float32, for float64 inputs float64.
+and its launch gives it the opposite REVERSE. stride_at is the stride of a along t, in elements; the
+stride along channels is 1; offsets are 64 bits wide. T is the padded length. With cu_seqlens [B +
+1] the tensors are [rows, N], sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], strides along b
+are 0, and T is the number of rows. Times past a sequence's length are not read; to their rows 0 is
+written. State and sums are float32, for float64 inputs float64.
 """
 
 import triton
