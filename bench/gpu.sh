@@ -64,7 +64,7 @@ stage environment 60 bash -c 'nvidia-smi; python3 -m fastindrnn'
 
 # The tests that run on a GPU where there is one. PyTorch's products are deterministic, as they ask for, only with such
 # a workspace; a file whose packages are missing fails, and the others run.
-mapfile -t tests < <(grep -l 'cuda\.is_available' tests/test_*.py)
+mapfile -t tests < <(grep -lE 'cuda\.is_available|mark\.triton' tests/test_*.py)
 tests+=(-p no:cacheprovider -W default -q --durations 5 --continue-on-collection-errors)
 if python3 -c "import xdist" 2>/dev/null; then tests+=(-n 8); fi
 stage tests 170 env CUBLAS_WORKSPACE_CONFIG=:4096:8 python3 -m pytest "${tests[@]}"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from fastindrnn.kernels.gpu import model
-from fastindrnn.kernels.gpu.launch_scan import device_of
+from fastindrnn.kernels.gpu.devices import device_of
 from triton.runtime.errors import OutOfResources
 
 from bench import arguments
@@ -93,7 +93,7 @@ def layer_choices(B, T, N, dtype, device):
     slices = {1, *(min(int(n * pick.slices), B) for n in (0.5, 2, 4))} - {0}
     others = [model.Choice(None, False, n) for n in sorted(slices)]
     if machine.family is not None:
-        tile = model.tile(machine.family, N, N, dtype.itemsize, False, aligned)
+        tile = model.pick_tile(machine.family, N, N, dtype.itemsize, False, aligned)
         halves = dict.fromkeys(("block_n", "block_t", "warps"), (0.5, 2))
         for each in [tile, *([] if plain else near(tile, **halves))]:
             others += [model.Choice(each, chained, 1) for chained in {False, each.block_t < T}]

@@ -86,3 +86,24 @@ def poisoned_memory():
     assert torch.empty(1).isnan()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def products_of_bfloat16(monkeypatch):
+    """Triton's interpreter keeps bfloat16 as integers, and would multiply these in its `dot`."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    original = InterpreterBuilder.create_dot
+
+    def widened(x):
+        if x.dtype != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype("uint32") << 16).view("float32"), tl.float32)
+
+    def create_dot(self, a, b, *rest):
+        return original(self, widened(a), widened(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

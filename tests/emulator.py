@@ -4,10 +4,10 @@ The folder's emulator runs the PTX that Triton compiles, on CPU tensors, with th
 and the warps of a CTA in random order. A launch in which the emulator finds a race fails its test.
 The order depends on the name of the test alone, so that it can be repeated.
 
-Two reports are no race. Triton reduces a tensor with fewer elements than a program has threads from
-copies in several warps, and each of these stores the same partial result in the same place. And a
-scan in place may load a channel in one lane, hand it to another by a shuffle and store it there:
-the store waits for the load.
+Two kinds of report are no race. Where a tensor has fewer elements than a program has threads,
+several warps hold copies; in a reduction each of them stores the same partial result in the same
+place. And a scan in place may load a channel in one lane, hand it to another by a shuffle and store
+it from there: the store waits for the load.
 """
 
 import contextlib
@@ -30,7 +30,8 @@ _counts: Counter[str] = Counter()
 
 
 def use(folder, target):
-    """From here on, until the process ends. To be called before triton is imported."""
+    """Takes the emulator from this folder, for this target, until the process ends. To be called
+    before triton is imported."""
     global _ptxrun, _target
     os.environ.pop("TRITON_INTERPRET", None)
     sys.path.insert(0, folder)
@@ -44,7 +45,7 @@ def use(folder, target):
 
 
 def family():
-    """Of matrix instructions, a key of `model.FAMILIES`."""
+    """The target's kind of matrix instructions, a key of `model.FAMILIES`."""
     return FAMILY[_target]
 
 
@@ -57,20 +58,21 @@ def seed_of(name):
 
 
 def examples(count):
-    """The settings of a property test with this many examples; each of the emulator's takes seconds
-    to compile and to run."""
+    """The settings of a property test with this many examples, or on the emulator a quarter of
+    them, because each takes seconds to compile and to run."""
     from hypothesis import settings  # which is missing where bench/gpu.sh runs other tests
 
     return settings(max_examples=count // 4 if is_used() else count, deadline=None)
 
 
 def races_of(found):
-    """Of what the emulator found in a launch: {(kind, first line, second line): (number, one)}."""
+    """The races that the emulator found in a launch, {(kind, first line, second line): (number,
+    example)}, without the kinds that are none."""
     return {key: value for key, value in found.races.items() if key[0] not in _NO_RACES}
 
 
 class _Launches(list):
-    """(name of the kernel, what the emulator found), each checked as it comes."""
+    """(name of the kernel, what the emulator found) of each launch, checked as it is appended."""
 
     def __init__(self, may_race):
         super().__init__()
@@ -87,23 +89,22 @@ class _Launches(list):
 
 @contextlib.contextmanager
 def device(seed, may_race=False, resident=None):
-    """Launches inside run on the emulator, in an order that this seed decides.
+    """Inside, launches run on the emulator, with CTAs and warps in an order that the seed decides.
 
-    may_race: where there is a race, the list of launches says so; without it, the launch raises an
-    AssertionError. resident: how many CTAs run at once, None for 4096 threads.
+    Yields the list of launches. may_race: whether a launch with a race is only listed; if not, it
+    raises an AssertionError. resident: how many CTAs run at once, None for 4096 threads.
     """
-    from fastindrnn.kernels.gpu import launch_projection, launch_scan
+    from fastindrnn.kernels.gpu import devices, model
 
     from fastindrnn import ops
 
     def device_of(x):
-        return launch_scan.Device(family(), 1, 32, 1 << 20)
+        return model.Device(family(), 1, 32, 1 << 20)
 
     launches = _Launches(may_race)
     with (
         mock.patch.object(_ptxrun, "launches", launches),
-        mock.patch.object(launch_scan, "device_of", device_of),
-        mock.patch.object(launch_projection, "device_of", device_of),
+        mock.patch.object(devices, "device_of", device_of),
         mock.patch.object(ops, "check_backend", return_value=None),
         _ptxrun.device(
             _target, order="random", schedule="random", seed=seed, resident=resident, count=False

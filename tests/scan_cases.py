@@ -104,15 +104,15 @@ def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **option
             where = slice(bounds[b], bounds[b + 1])
         states, g, d = h[where], grad_h[where], grad_a[where]
         reset = None if resets is None else resets[where]
-        walk = list(range(states.shape[0]))
+        times = list(range(states.shape[0]))
         if options["reverse"]:
-            walk.reverse()
-        message = torch.zeros_like(u) if grad_h_n is None else grad_h_n[b]
+            times.reverse()
+        from_next = torch.zeros_like(u) if grad_h_n is None else grad_h_n[b]
         first = torch.zeros_like(u) if h0 is None else h0[b]
-        for i in reversed(range(len(walk))):
-            t = walk[i]
-            previous = states[walk[i - 1]] if i else first
-            total = g[t] + message
+        for i in reversed(range(len(times))):
+            t = times[i]
+            previous = states[times[i - 1]] if i else first
+            total = g[t] + from_next
             if kind == "tanh":
                 total = (1 - states[t] ** 2) * total
             elif kind in BOUNDS:
@@ -122,11 +122,11 @@ def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **option
             if grad_clip is not None:
                 total = total.clamp(-grad_clip, grad_clip)
             d[t] = total
-            message = u * total
+            from_next = u * total
             if reset is not None and reset[t]:
-                message, previous = torch.zeros_like(message), torch.zeros_like(previous)
+                from_next, previous = torch.zeros_like(from_next), torch.zeros_like(previous)
             grad_u += total * previous
-        grad_h0[b] = message
+        grad_h0[b] = from_next
     return grad_a, grad_u, grad_h0, grad_a.flatten(0, -2).sum(0)
 
 

@@ -1,11 +1,11 @@
-"""Chained tiles, whose programs wait for each other, in many orders of their CTAs and warps."""
+"""Chained tiles, whose programs wait for each other, with CTAs and warps in many orders."""
 
 import emulator
 import pytest
 import torch
 from fastindrnn.kernels.gpu import model
+from layer_cases import by_reference, double, layer_inputs, run_forward
 from scan_cases import Case, gradients_by_formula, inputs, sizes_of_sums
-from test_projection_triton import by_reference, double, layer_inputs, run_forward
 from tolerance import assert_close_to_reference
 
 from fastindrnn.kernels import gpu, reference
@@ -19,7 +19,8 @@ K, SCHEDULES = 16, 40
 
 
 def forward(case, choice):
-    """A function that launches, what it has to return, and that by plain PyTorch in its dtype."""
+    """A function that launches the kernel; what it has to return, in float64; what plain PyTorch
+    returns in its dtype; and {}, because no result is a sum whose terms cancel."""
     x, weight, bias, u, h0, options = layer_inputs(case, K, 1)
     expected = by_reference(*map(double, (x, weight, bias, u, h0)), 1, options)
     loop = by_reference(x, weight, bias, u, h0, 1, options)
@@ -27,7 +28,7 @@ def forward(case, choice):
 
 
 def backward(case, choice):
-    """As `forward`, and the sizes of what is summed."""
+    """As `forward`, but last {position of a result that is a sum: the size of its terms}."""
     (a, u, h0, options), (_, grad_h_n) = inputs(case)
     grad_next, weight, *_ = layer_inputs(case, K, 1)
     weight = weight.t().contiguous()
@@ -58,12 +59,12 @@ def is_right(actual, expected, loop, magnitudes):
 
 
 @pytest.mark.parametrize("N", [64, 128])
-@pytest.mark.parametrize("way", [forward, backward])
-def test_chained_tiles_in_many_schedules(way, N):
+@pytest.mark.parametrize("prepare", [forward, backward])
+def test_chained_tiles_in_many_schedules(prepare, N):
     """With 2 to 6 tiles of a chain under way at a time, in the model's own tiles."""
     case = Case(1, 768, N, dtype=torch.bfloat16, grad_clip=3.0)
-    cut = model.tile(emulator.family(), N, K, 2, way is backward, aligned=True)
-    run, *wanted = way(case, model.Choice(cut, True, 1))
+    tile = model.pick_tile(emulator.family(), N, K, 2, prepare is backward, aligned=True)
+    run, *wanted = prepare(case, model.Choice(tile, chained=True, slices=1))
     wrong, races = [], {}
     for seed in range(SCHEDULES):
         with emulator.device(seed, may_race=True, resident=2 + seed % 5) as launches:

@@ -1,28 +1,41 @@
-"""The map s -> clamp(p + q*s, lo, hi) and runs of such maps, for tensors of any shape.
+"""The map s -> clamp(p + q*s, lo, hi), which is one step, and the composition of such maps.
 
-One step of the recurrence is such a map, and so is a run of steps: F(s) = clamp(P + Q*s, L, H). For
-q >= 0, p + q*clamp(y, L, H) = clamp(p + q*y, p + q*L, p + q*H), for q < 0 the bounds swap, and a
-clamp of a clamp is one clamp. That is what makes the recurrence parallel in time, exactly.
+All functions work elementwise on tensors of any shape. A *segment* is a number of consecutive
+steps. Composed, they are again one clamped affine map of the state s before the segment:
 
-Every step is monotone, so L and H are the images E0, E1 of the two ends of the domain, in either
-order. While a run is folded step by step, E0 and E1 are carried by the recurrence itself, and are
-sorted once, when F is applied. A bound may be None; without bounds, E0 and E1 are not used.
+    F(s) = clamp(P + Q*s, min(E0, E1), max(E0, E1))
 
-Growing runs: Q = u**steps overflows in a long run of |u| > 1, and P with it, though the bounds keep
-every state small. Where |u|**steps passes 2**64 (2**512 in float64), P and Q hold S and R instead,
-with F(s) = clamp((s - S) / R, L, H): S converges, R = 1/Q fades to 0, and a start above or below
-the threshold S ends at one bound or the other. R is kept 2**64 times as large, so that it does not
-fade while (s - S) / R is still finite.
+For q >= 0, p + q*clamp(y, L, H) = clamp(p + q*y, p + q*L, p + q*H); for q < 0 the bounds swap; and
+a clamp of a clamp is one clamp. That is what makes the recurrence parallel in time, exactly.
 
-A start within rounding of S may end at the other bound than it would step by step: there the number
-of chunks can decide.
+Every step is monotone, so the bounds of F are the images E0 and E1 of the two ends of the states'
+domain. `append` computes them by the recurrence itself, and `apply` sorts them. The kinds of
+segment differ in what a segment of no steps is (`identity`) and in what `finish` still has to do:
 
-Infinities: a run gives what its steps would give one by one. An infinite state stays infinite by
-Q*inf, and so Q does not fade to 0 unless u is 0, of which the steps make NaN. The upper end of a
-domain without an upper bound is infinity itself.
+    bounds      used by                                 `identity`: E0, E1  `finish` changes
+    none        identity; the backward without a clip   not used            Q
+    lo, u >= 0  relu                                    lo, not used        Q, E1 = inf, a NaN of P
+    lo, u < 0   relu                                    lo, inf             Q, a NaN of E1, P finite
+    lo and hi   hardtanh, relu6; the backward, clipped  lo, hi              Q, P finite
 
-A run with a reset in it, or with a gradient that a bound stopped, forgets its start, be it NaN. It
-has Q = NaN, which no later step changes and which nothing else but a NaN of u makes.
+In `identity` P is 0 and Q is 1. A domain without an upper bound ends at infinity itself, because an
+infinite state has to become what it becomes step by step. For the same reason `finish` replaces a Q
+that was rounded to 0, although u is not 0: with it Q*inf would be NaN.
+
+Growing segments. In a long segment with |u| > 1, Q = u**steps overflows, and P with it, though the
+bounds keep every state small. A segment grows where |u|**steps exceeds 2**64 (2**512 in float64).
+There, P and Q hold other numbers, S and R:
+
+    F(s) = clamp((s - S) / R, ...)    R = 1/Q,  S = -P/Q    of no steps: S = 0, R = 1
+
+S converges and R fades to 0, so nothing overflows, and a state before the segment that is above or
+below the threshold S ends at one bound or the other. R is stored 2**64 times as large, so that it
+does not become 0 while (s - S) / R is still finite. A state within rounding of S may end at the
+other bound than it would step by step: there the number of chunks can decide.
+
+Constant maps. A segment with a reset in it, or in the backward with an output at a bound, does not
+depend on the state before it, be that NaN. Q = NaN marks such a segment: no later step changes
+that, and apart from it only a NaN in u makes Q NaN. P is then the state after the segment.
 """
 
 import triton
@@ -30,16 +43,16 @@ import triton.language as tl
 
 
 @triton.jit
-def largest(dtype: tl.constexpr):
-    """The largest finite number of a type."""
+def largest_finite(dtype: tl.constexpr):
+    """The largest finite number of a dtype."""
     return 1.7976931348623157e308 if dtype == tl.float64 else 3.4028234663852886e38
 
 
 @triton.jit
 def tanh(z):
-    """tanh to about 1e-7 (float32) or 1e-15 (float64), relative, for z of any size."""
+    """tanh with a relative error of about 1e-7 (float32) or 1e-15 (float64), for z of any size."""
     # Near 0, where 1 - exp(-2|z|) cancels, Lambert's continued fraction z/(1 + z^2/(3 + z^2/...))
-    # up to the 13, which at 0.6 is off by 2e-15.
+    # as far as the 13; at 0.6 its error is 2e-15.
     square = z * z
     numerator = z * (135135.0 + square * (17325.0 + square * (378.0 + square)))
     denominator = 135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))
@@ -51,7 +64,7 @@ def tanh(z):
 
 @triton.jit
 def clamp(z, lo, hi):
-    """z between bounds, each of which may be None. NaN stays NaN."""
+    """z limited to the bounds, each of which may be None. NaN stays NaN."""
     if lo is not None:
         z = tl.maximum(z, lo, propagate_nan=tl.PropagateNan.ALL)
     if hi is not None:
@@ -69,42 +82,33 @@ def step(p, q, s, lo, hi, TANH: tl.constexpr = False):
 
 
 @triton.jit
-def stopped(h, lo, hi):
+def at_bound(h, lo, hi):
     """Where the stored output h is at a bound, so that no gradient passes. NaN lets it pass."""
-    at_bound = tl.zeros_like(h) != 0.0
+    found = tl.zeros_like(h) != 0.0
     if lo is not None:
-        at_bound |= h <= lo
+        found |= h <= lo
     if hi is not None:
-        at_bound |= h >= hi
-    return at_bound
+        found |= h >= hi
+    return found
 
 
 @triton.jit
-def without_infinities(h, alone):
-    """The stored output h [N, T], finite in columns `alone`, and stopped where h is.
-
-    A number inside of every nonlinearity's bounds stands for infinities and NaN, at which nothing
-    is stopped either.
-    """
-    return tl.where(alone[None, :] & ~(tl.abs(h) <= largest(h.dtype)), 0.5, h)
-
-
-@triton.jit
-def growth(dtype: tl.constexpr):
-    """The Q from which on a run is one that grows; P + Q*s has the same factor left to grow by."""
+def growth_threshold(dtype: tl.constexpr):
+    """The |Q| above which a segment grows: the root of the largest number, because P + Q*s has to
+    have the same factor left."""
     return 1.3407807929942597e154 if dtype == tl.float64 else 1.8446744073709552e19
 
 
 @triton.jit
-def growth_limit(steps, dtype: tl.constexpr):
-    """The |u| above which a run of so many steps grows."""
-    LEVELS: tl.constexpr = 512.0 if dtype == tl.float64 else 64.0
-    return tl.exp2(LEVELS / tl.maximum(steps, 1).to(tl.float32))
+def growing_above(steps, dtype: tl.constexpr):
+    """The |u| above which a segment of this many steps grows."""
+    EXPONENT: tl.constexpr = 512.0 if dtype == tl.float64 else 64.0
+    return tl.exp2(EXPONENT / tl.maximum(steps, 1).to(tl.float32))
 
 
 @triton.jit
-def inverse_of(u):
-    """1 / u as a sum of two numbers: over thousands of steps the rounding of one would show."""
+def inverse_in_two_parts(u):
+    """1/u as a sum of two numbers: over thousands of steps the rounding of one would show."""
     exact = 1.0 / u.to(tl.float64)
     head = exact.to(u.dtype)
     return head, (exact - head.to(tl.float64)).to(u.dtype)
@@ -112,10 +116,9 @@ def inverse_of(u):
 
 @triton.jit
 def identity(u, lo, hi, grows=None):
-    """The run of no steps: P, Q and the ends of the domain. `grows`: where S and R stand for P, Q.
+    """A segment of no steps, as (P, Q, E0, E1). grows: where P and Q hold S and R; None: nowhere.
 
-    Without an upper bound the images of the upper end are bounds where u < 0 only, and elsewhere
-    are not followed.
+    Without an upper bound, E1 is needed where u < 0 only.
     """
     P = tl.zeros_like(u)
     Q = P + 1.0
@@ -125,13 +128,16 @@ def identity(u, lo, hi, grows=None):
         E0 += lo
         E1 += tl.where(u < 0.0, float("inf"), lo) if hi is None else hi
     if grows is not None:
-        Q = tl.where(grows, growth(u.dtype), Q)
+        Q = tl.where(grows, growth_threshold(u.dtype), Q)
     return P, Q, E0, E1
 
 
 @triton.jit
 def append(p, q, P, Q, E0, E1, lo, hi, grows=None, inverse=None):
-    """The run (P, Q, E0, E1) followed by one step. inverse: that of q, for runs that grow."""
+    """The segment (P, Q, E0, E1) followed by the step s -> clamp(p + q*s, lo, hi).
+
+    grows: where P and Q hold S and R; None: nowhere. inverse: 1/q in two parts, for these.
+    """
     if lo is not None:
         E0 = step(p, q, E0, lo, hi)
         E1 = step(p, q, E1, lo, hi)
@@ -141,34 +147,35 @@ def append(p, q, P, Q, E0, E1, lo, hi, grows=None, inverse=None):
     else:
         R = Q * inverse[0] + Q * inverse[1]
         BITS: tl.constexpr = tl.int64 if R.dtype == tl.float64 else tl.int32
-        negative = R.to(BITS, bitcast=True) < 0  # also of a zero, to which R may have faded
+        negative = R.to(BITS, bitcast=True) < 0  # the sign bit, also of a zero that R faded to
         infinite = tl.abs(p) == float("inf")
         signed = tl.where(negative, -p, p)
-        S = P - tl.where(infinite, signed, p * (R * (1.0 / growth(R.dtype))))
-        # A run that forgets its start has no threshold.
+        S = P - tl.where(infinite, signed, p * (R * (1.0 / growth_threshold(R.dtype))))
+        # A constant map, Q = NaN, has no threshold S: its P goes on as a state.
         P, Q = tl.where(grows & (Q == Q), S, affine), tl.where(grows, R, q * Q)
     return P, Q, E0, E1
 
 
 @triton.jit
-def constant(where, value, P, Q, E0, E1):
-    """The run (P, Q, E0, E1), but where told, the constant map to `value`."""
-    P, E0, E1 = tl.where(where, value, P), tl.where(where, value, E0), tl.where(where, value, E1)
-    return P, tl.where(where, float("nan"), Q), E0, E1
+def constant_where(mask, value, P, Q, E0, E1):
+    """The segment (P, Q, E0, E1), replaced by the constant map s -> value where the mask is set."""
+    P, E0, E1 = tl.where(mask, value, P), tl.where(mask, value, E0), tl.where(mask, value, E1)
+    return P, tl.where(mask, float("nan"), Q), E0, E1
 
 
 @triton.jit
 def power(u, LEVELS: tl.constexpr):
-    """u**(2**LEVELS), as the Q of a run: finite, and not 0 unless u is."""
+    """u**(2**LEVELS), the Q of so many steps: finite, and 0 only where u is."""
     Q = u
     for _ in tl.static_range(LEVELS):
         Q = Q * Q
-    return clamp(_unfaded(Q, u, False), None, largest(u.dtype))
+    return clamp(_without_underflow(Q, u, False), None, largest_finite(u.dtype))
 
 
 @triton.jit
-def _unfaded(Q, u, odd):
-    """Q, but the smallest number with Q's sign instead of a zero that only rounding made."""
+def _without_underflow(Q, u, odd):
+    """Q, a power of u with an odd or even exponent. Where it was rounded to 0 although u is not 0,
+    the smallest number that has Q's sign."""
     SMALLEST: tl.constexpr = 4.9406564584124654e-324 if u.dtype == tl.float64 else 1.4012984643e-45
     smallest = tl.full(u.shape, SMALLEST, u.dtype)
     smallest = tl.where((u < 0.0) & odd, -smallest, smallest)
@@ -176,28 +183,31 @@ def _unfaded(Q, u, odd):
 
 
 @triton.jit
-def finish(P, Q, E0, E1, u, odd, lo, hi, grows=None, FALLS: tl.constexpr = True):
-    """The run ready for `apply`. odd: its number of steps is. FALLS: some u may be negative.
+def finish(P, Q, E0, E1, u, odd, lo, hi, grows=None, ANY_NEGATIVE_U: tl.constexpr = True):
+    """The segment (P, Q, E0, E1) as `apply` takes it; see the table at the head of this file.
 
-    Without an upper bound E1 becomes the bound of maps that have none, and where an infinite start
-    gives NaN and finite ones do not, P becomes the infinity that meets Q*inf as inf - inf. Between
-    bounds a NaN of P goes: where it belongs there, E0 is NaN as well.
+    odd: whether the number of steps is odd. grows: where P and Q hold S and R; None: nowhere.
+    ANY_NEGATIVE_U: False where no u is negative.
     """
-    Q = _unfaded(Q, u, odd)
+    Q = _without_underflow(Q, u, odd)
     if lo is not None:
+        # The P with which `apply` gives NaN for an infinite state: P + Q*s is then inf - inf.
         opposite = tl.zeros_like(P) - float("inf")
         if grows is not None:
             opposite = tl.where(grows, float("inf"), opposite)
-        finite = tl.minimum(tl.maximum(P, -largest(P.dtype)), largest(P.dtype))
+        # Both drop a NaN. Where a state has to be NaN after the segment, E0 is NaN as well.
+        finite = tl.minimum(tl.maximum(P, -largest_finite(P.dtype)), largest_finite(P.dtype))
         if hi is None:
-            # Where an infinite start meets an input of -inf, be it before or after one of inf.
+            # P is NaN where one input is -inf and another one inf. Only an infinite state, which
+            # meets the -inf, has to become NaN.
             P = tl.where(P == P, P, opposite)
-            if FALLS:
-                # Only the first step sees the infinite start: NaN where its input is infinite too.
-                lost = (E1 != E1) & (E0 == E0)
-                E1 = tl.where(u < 0.0, tl.where(lost, E0, E1), float("inf"))
+            if ANY_NEGATIVE_U:
+                # With u < 0 only the first step sees an infinite state: it gives -inf, which the
+                # bound ends, or NaN if the first input is infinite. E1 tells, which started as inf.
+                infinite_gives_nan = (E1 != E1) & (E0 == E0)
+                E1 = tl.where(u < 0.0, tl.where(infinite_gives_nan, E0, E1), float("inf"))
                 opposite = tl.where(odd, float("inf"), opposite)
-                P = tl.where(u < 0.0, tl.where(lost, opposite, finite), P)
+                P = tl.where(u < 0.0, tl.where(infinite_gives_nan, opposite, finite), P)
             else:
                 E1 = tl.zeros_like(P) + float("inf")
         else:
@@ -209,17 +219,21 @@ def finish(P, Q, E0, E1, u, odd, lo, hi, grows=None, FALLS: tl.constexpr = True)
 
 @triton.jit
 def apply(
-    P, Q, E0, E1, s, BOUNDED: tl.constexpr, grows=None, FORGETS: tl.constexpr = True
+    P, Q, E0, E1, s, BOUNDED: tl.constexpr, grows=None, HAS_CONSTANTS: tl.constexpr = True
 ):  # fmt: skip
-    """F(s) of a folded run. FORGETS: some run may forget its start."""
+    """F(s), the state after a segment (P, Q, E0, E1) that `finish` returned.
+
+    BOUNDED: whether the steps have a bound. grows: where P and Q hold S and R; None: nowhere.
+    HAS_CONSTANTS: False where no segment is a constant map.
+    """
     z = P + Q * s
     if grows is not None:
         above = s - P
         # Not the fast division of float32, which is undefined for what R may have become.
         end = tl.div_rn(above, Q) if P.dtype == tl.float32 else above / Q
-        end *= growth(P.dtype)
+        end *= growth_threshold(P.dtype)
         z = tl.where(grows, tl.where(above == 0.0, 0.0, end), z)
-    if FORGETS:
+    if HAS_CONSTANTS:
         z = tl.where(Q != Q, P, z)
     if BOUNDED:
         lo = tl.minimum(E0, E1, propagate_nan=tl.PropagateNan.ALL)

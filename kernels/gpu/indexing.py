@@ -1,31 +1,39 @@
-"""Which steps a program walks, and the rows of memory under them. Conventions as in `scan`."""
+"""The time steps and channels of a program of the scan, and the rows of memory that they lie in.
+
+A *row* is the N neighbouring numbers of one sequence and one time step. Steps are counted in the
+order in which the kernel takes them, as in `scan`: step i is time i, or length-1-i where REVERSE.
+"""
 
 import triton
 import triton.language as tl
 
-from .registers import columns
+from .registers import split_columns
 
 
 @triton.jit
-def extent(b, T, cu_seqlens_ptr):
-    """The first row of sequence b, and its padded length."""
-    first = b * 0
-    padded = first + T
+def sequence_extent(b, T, lengths_ptr, cu_seqlens_ptr):
+    """The first row of sequence b, its padded length, and its length."""
     # Compiled code does not look at the values: one out of range must not leave the tensor.
+    first_row = b * 0
+    padded_length = first_row + T
     if cu_seqlens_ptr is not None:
-        first = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b), T), 0)
-        padded = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b + 1), T), first) - first
-    return first, padded
+        first_row = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b), T), 0)
+        next_row = tl.maximum(tl.minimum(tl.load(cu_seqlens_ptr + b + 1), T), first_row)
+        padded_length = next_row - first_row
+    length = padded_length
+    if lengths_ptr is not None:
+        length = tl.maximum(tl.minimum(tl.load(lengths_ptr + b), padded_length), 0)
+    return first_row, padded_length, length
 
 
 @triton.jit
-def steps_of_chunk(padded, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
-    """The number of steps of each chunk of a sequence, but of its last ones."""
-    return tl.cdiv(tl.cdiv(padded, CHUNKS), ROWS) * ROWS
+def steps_per_chunk(padded_length, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
+    """The number of steps of a chunk: whole groups of ROWS. The last chunks may have fewer."""
+    return tl.cdiv(tl.cdiv(padded_length, CHUNKS), ROWS) * ROWS
 
 
 @triton.jit
-def program(
+def program_coordinates(
     T,
     N,
     lengths_ptr,
@@ -35,41 +43,44 @@ def program(
     BLOCK_N: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """This program's sequence and chunk, the sequence's first row and length, and the program's
-    steps, start to stop, the end of its share of the padded time, and its channels."""
+    """What this program computes.
+
+    b, chunk: its sequence and its chunk of time. first_row, length: of the sequence. start, stop:
+    the steps of the chunk that the sequence has, start <= i < stop. end: where the chunk ends in
+    the padded length. offs_n: [BLOCK_N], its channels.
+    """
     blocks = tl.cdiv(N, BLOCK_N)
     b = (tl.program_id(0) // blocks).to(tl.int64)
-    # No lane has more neighbours of u than of a row: that would cost an exchange for each row.
+    # A lane gets no more neighbouring channels of u than it loads of a row: with more, every row
+    # would be exchanged between lanes.
     offs_n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_n = tl.max_contiguous(offs_n, VECTOR)
-    first, padded = extent(b, T, cu_seqlens_ptr)
-    length = padded
-    if lengths_ptr is not None:
-        length = tl.maximum(tl.minimum(tl.load(lengths_ptr + b), padded), 0)
+    first_row, padded_length, length = sequence_extent(b, T, lengths_ptr, cu_seqlens_ptr)
     chunk = tl.program_id(1)
-    share = steps_of_chunk(padded, CHUNKS, ROWS)
-    start = chunk * share
-    end = tl.minimum(start + share, padded)
+    steps = steps_per_chunk(padded_length, CHUNKS, ROWS)
+    start = chunk * steps
+    end = tl.minimum(start + steps, padded_length)
     stop = tl.maximum(start, tl.minimum(end, length))
-    return b, chunk, first, length, start, stop, end, offs_n
+    return b, chunk, first_row, length, start, stop, end, offs_n
 
 
 @triton.jit
-def multiple(x, VECTOR: tl.constexpr):
-    """x, which is a multiple of VECTOR, in a form that says so to the compiler."""
+def as_multiple(x, VECTOR: tl.constexpr):
+    """x, which is a multiple of VECTOR, in a form that tells the compiler so."""
     return x // VECTOR * VECTOR
 
 
 @triton.jit
-def walk_rows(
-    ptr, b, first, length, stride_b, stride_t, REVERSE: tl.constexpr, VECTOR: tl.constexpr = 1
-):
-    """The row of step 0, and the 64-bit stride from each step's row to the next one's.
+def row_pointers(
+    ptr, b, first_row, length, stride_b, stride_t, REVERSE: tl.constexpr, VECTOR: tl.constexpr = 1
+):  # fmt: skip
+    """(pointer to the row of step 0, 64-bit stride from the row of a step to that of the next).
 
-    Strides are multiples of VECTOR, by which loads and stores are as wide as may be.
+    With REVERSE step 0 is the sequence's last time, and the stride is negative. The strides given
+    are multiples of VECTOR, which lets the compiler load and store as many numbers at once.
     """
-    stride = multiple(b * 0 + stride_t, VECTOR)
-    ptr += b * multiple(stride_b, VECTOR) + first * stride
+    stride = as_multiple(b * 0 + stride_t, VECTOR)
+    ptr += b * as_multiple(stride_b, VECTOR) + first_row * stride
     if REVERSE:
         ptr += (length - 1) * stride
         stride = -stride
@@ -77,8 +88,8 @@ def walk_rows(
 
 
 @triton.jit
-def within(offs_n, N, condition):
-    """The mask of channels below N, if a condition on the whole program holds.
+def channel_mask(offs_n, N, condition):
+    """[BLOCK_N]: offs_n < N, and False everywhere unless the program's scalar condition holds.
 
     N is None where it is a multiple of BLOCK_N: a constant condition then compiles to no mask.
     """
@@ -89,66 +100,69 @@ def within(offs_n, N, condition):
 
 
 @triton.jit
-def load_rows(walk, i, offs_n, N, left, ROWS: tl.constexpr):
-    """The rows of steps i to i + ROWS, of which `left` exist: all in flight before one is used."""
-    ptrs = walk[0] + i * walk[1] + offs_n
+def load_rows(pointers, i, offs_n, N, left, ROWS: tl.constexpr):
+    """The rows of steps i to i + ROWS as a tuple of ROWS tensors [BLOCK_N].
+
+    Only `left` of these steps exist. All loads are issued before a row is used.
+    """
+    ptrs = pointers[0] + i * pointers[1] + offs_n
     rows = ()
     for r in tl.static_range(ROWS):
-        row = tl.load(ptrs, mask=within(offs_n, N, r < left))
+        row = tl.load(ptrs, mask=channel_mask(offs_n, N, r < left))
         rows = rows + (row,)  # noqa: RUF005
-        ptrs += walk[1]
+        ptrs += pointers[1]
     return rows
 
 
 @triton.jit
-def load_group(walk, i, offs_n, N, ROWS: tl.constexpr, STAGES: tl.constexpr):
-    """The rows of steps i to i + ROWS, all of which exist, in a loop of so many `num_stages`.
+def load_group(pointers, i, offs_n, N, ROWS: tl.constexpr, STAGES: tl.constexpr):
+    """`load_rows` of ROWS steps that all exist, inside of a loop with num_stages=STAGES.
 
-    With one stage the rows are loaded as by `load_rows`. With more they are one tile, whose load
-    the compiler turns into a ring of asynchronous copies in shared memory, STAGES - 1 tiles deep.
-    A lane reads all rows of its channels from there: taking the tile apart only renames registers.
+    With more than one stage the group is loaded as one tile [ROWS, BLOCK_N], which the compiler
+    turns into asynchronous copies to a ring of STAGES - 1 tiles in shared memory. A lane reads all
+    ROWS numbers of its channels from there, so taking the tile apart only renames registers.
     """
     if STAGES == 1:
         every = tl.full([], ROWS, tl.int64)  # a constant: its masks compile to nothing
-        rows = load_rows(walk, i, offs_n, N, every, ROWS)
+        rows = load_rows(pointers, i, offs_n, N, every, ROWS)
     else:
         BLOCK_N: tl.constexpr = offs_n.shape[0]
-        LANE: tl.constexpr = BLOCK_N // 32
-        offs_t = tl.arange(0, ROWS) * walk[1]
-        ptrs = walk[0] + i * walk[1] + offs_t[:, None] + offs_n[None, :]
-        if LANE * walk[0].dtype.element_ty.primitive_bitwidth == 64:
+        LANE: tl.constexpr = BLOCK_N // 32  # channels of a lane
+        offs_t = tl.arange(0, ROWS) * pointers[1]
+        ptrs = pointers[0] + i * pointers[1] + offs_t[:, None] + offs_n[None, :]
+        if LANE * pointers[0].dtype.element_ty.primitive_bitwidth == 64:
             # Copies of 16 bytes would give a lane every other row, at the cost of shuffles.
             ptrs = tl.max_contiguous(ptrs, [1, LANE])
         mask = None
         if N is not None:
             mask = (offs_n < N)[None, :]
         tile = tl.trans(tl.load(ptrs, mask=mask))
-        parts = columns(tl.reshape(tile, [BLOCK_N, 1, ROWS]), ROWS.bit_length() - 1)
+        columns = split_columns(tl.reshape(tile, [BLOCK_N, 1, ROWS]), ROWS.bit_length() - 1)
         rows = ()
         for r in tl.static_range(ROWS):
-            rows = rows + (tl.reshape(parts[r], [BLOCK_N]),)  # noqa: RUF005
+            rows = rows + (tl.reshape(columns[r], [BLOCK_N]),)  # noqa: RUF005
     return rows
 
 
 @triton.jit
-def load_resets(walk, i, left, ROWS: tl.constexpr):
-    """The resets of steps i to i + ROWS, of which `left` exist, as bits of one number; ROWS <= 32.
+def load_resets(pointers, i, left, ROWS: tl.constexpr):
+    """The resets of steps i to i + ROWS as bits of one number, step i in the lowest. ROWS <= 32.
 
-    Without resets there are none. Loaded a group ahead: nothing else hides the time it takes.
+    Only `left` of these steps exist. Without resets, where pointers is None, all bits are 0.
     """
     bits = tl.full([], 0, tl.int32)
-    if walk is not None:
+    if pointers is not None:
         bit = tl.arange(0, 32)
-        there = bit < tl.minimum(left, ROWS)
-        flags = tl.load(walk[0] + (i + bit) * walk[1], mask=there, other=0)
+        exists = bit < tl.minimum(left, ROWS)
+        flags = tl.load(pointers[0] + (i + bit) * pointers[1], mask=exists, other=0)
         bits = tl.sum(flags.to(tl.int32) << bit, 0)
     return bits
 
 
 @triton.jit
-def zero_rows(ptr, b, length, start, end, offs_n, N, stride_b, stride_t):
-    """Zeros in the rows of this program's share of T that lie past the sequence's length."""
+def zero_padding(ptr, b, length, start, end, offs_n, N, stride_b, stride_t):
+    """Writes zeros to the rows of times start to end that lie past the sequence's length."""
     zeros = tl.zeros_like(offs_n).to(ptr.dtype.element_ty)
-    mask = within(offs_n, N, True)
+    mask = channel_mask(offs_n, N, True)
     for t in range(tl.maximum(start, length), end):
         tl.store(ptr + b * stride_b + t * stride_t + offs_n, zeros, mask=mask)

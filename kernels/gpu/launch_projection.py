@@ -1,18 +1,18 @@
 """Launches of the layer on GPUs: one fused kernel, or the library's product and then the scan.
 
-Arguments are checked by the caller. The two ways, and when which is taken: see `model`.
+Arguments are checked by the caller. Which of the two is taken: see `ways` and `model`.
 """
 
 import torch
 import triton
 
-from .launch_scan import BOUNDS, device_of, scan_backward, scan_forward
-from .model import choose, constants_of, options_of
-from .projection import _fused_bwd_kernel, _fused_fwd_kernel
-
-# On AMD, Triton before 3.9 hoists the load that a tile waits by out of its loop, or does not
-# compile it.
-CHAINS_ON_AMD = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
+from . import devices
+from .launch_scan import scan_backward, scan_forward
+from .model import compiler_options_of, constants_of
+from .projection import _fused_fwd_kernel
+from .projection_backward import _fused_bwd_kernel
+from .tensors import BOUNDS, Recurrence, flat_view, flatten_like, padded_length, sizes, strides
+from .ways import choice_of
 
 
 def indrnn_forward(
@@ -34,30 +34,25 @@ def indrnn_forward(
 ):
     """Writes h_t = f(W x_t + b + u * h_{t-1}) to h; returns the last state h_n (B, N).
 
-    x: (B, T, K), or (total, K) with cu_seqlens (B + 1,); any strides, but adjacent channels.
+    x: (B, T, K), or (total, K) with cu_seqlens (B + 1,); any strides, but adjacent features.
     weight: (N, K). bias: (N,) or None. u: (N,). h0: (B, N) or None. h: like x with N channels, and
-    dense in x's order of batch and time. bidirectional: the second half of the channels walks the
-    other way. strategy: "auto", "fused" or "split"; `choice` overrides what `model` chooses. Raises
-    ValueError where the fused kernel cannot serve.
+    dense in x's order of batch and time. bidirectional: the second half of the channels takes the
+    steps in the opposite order. strategy: "auto", "fused" or "split"; `choice` overrides what
+    `model` chooses. Raises ValueError where the fused kernel is asked for and cannot serve.
     """
-    halves = 2 if bidirectional else 1
-    B, T = _sizes(x, cu_seqlens)
+    directions = 2 if bidirectional else 1
+    recurrence = Recurrence(nonlinearity, reverse, lengths, cu_seqlens, resets)
     if choice is None:
-        choice = _choose(
-            strategy, x, weight, h, B, T, halves, nonlinearity, cu_seqlens, lengths, backward=False
-        )
-    options = {
-        "nonlinearity": nonlinearity,
-        "reverse": reverse,
-        "lengths": lengths,
-        "cu_seqlens": cu_seqlens,
-        "resets": resets,
-    }
+        choice = choice_of(strategy, x, weight, h, recurrence, directions=directions)
     if choice.tile is None:
-        return _split_forward(x, weight, bias, u, h0, h, halves, choice.slices, options)
-    N = weight.shape[0] // halves
-    h_n = h.new_empty(B, halves * N)
-    arguments, grid = _fused_arguments(x, N, weight.stride(), choice, B * halves, T, options)
+        return _split_forward(x, weight, bias, u, h0, h, recurrence, directions, choice.slices)
+    B, T = sizes(x, cu_seqlens)
+    N = weight.shape[0] // directions
+    h_n = h.new_empty(B, directions * N)
+    arguments, grid = _fused_arguments(
+        x, N, weight.stride(), recurrence, choice, T=T, batch=B * directions
+    )
+    stride_hb, stride_ht = strides(h, cu_seqlens)
     with torch.cuda.device_of(x):
         _fused_fwd_kernel[grid](
             x,
@@ -67,10 +62,10 @@ def indrnn_forward(
             h0,
             h,
             h_n,
-            T=T if cu_seqlens is None else len(h),
-            stride_hb=_strides(h)[0],
-            stride_ht=_strides(h)[1],
-            HALVES=halves,
+            T=padded_length(h, cu_seqlens),
+            stride_hb=stride_hb,
+            stride_ht=stride_ht,
+            DIRECTIONS=directions,
             **arguments,
         )
     return h_n
@@ -98,31 +93,24 @@ def projected_backward(
     grad_next: (B, T, M), the gradient of the next layer's pre-activation. weight_next: (M, N). The
     rest as in `scan_backward` and `indrnn_forward`.
     """
-    B, T = _sizes(h, cu_seqlens)
+    recurrence = Recurrence(nonlinearity, reverse, lengths, cu_seqlens, resets)
     if choice is None:
-        weight = weight_next.t()
-        choice = _choose(
-            strategy, grad_next, weight, h, B, T, 1, nonlinearity, cu_seqlens, lengths, True
-        )
-    options = {
-        "nonlinearity": nonlinearity,
-        "reverse": reverse,
-        "lengths": lengths,
-        "cu_seqlens": cu_seqlens,
-        "resets": resets,
-    }
+        choice = choice_of(strategy, grad_next, weight_next.t(), h, recurrence, backward=True)
     grad_a = torch.empty_like(h)
     if choice.tile is None:
-        torch.mm(_rows_of(grad_next, grad_a), weight_next, out=_memory_of(grad_a))
+        torch.mm(flatten_like(grad_next, grad_a), weight_next, out=flat_view(grad_a))
         return scan_backward(
-            grad_a, grad_h_n, h, u, h0, grad_clip=grad_clip, grad_a=grad_a, **options
+            grad_a, grad_h_n, h, u, h0, grad_clip=grad_clip, grad_a=grad_a, **recurrence._asdict()
         )
-    N = h.shape[-1]
+    (B, T), N = sizes(h, cu_seqlens), h.shape[-1]
     tiles = triton.cdiv(T, choice.tile.block_t) if choice.chained else 1
     sums = h.new_empty(2, tiles, B, N, dtype=torch.float32)
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
-    strides = weight_next.stride()[::-1]
-    arguments, grid = _fused_arguments(grad_next, N, strides, choice, B, T, options)
+    arguments, grid = _fused_arguments(
+        grad_next, N, weight_next.stride()[::-1], recurrence, choice, T=T, batch=B
+    )
+    stride_hb, stride_ht = strides(h, cu_seqlens)
+    stride_db, stride_dt = strides(grad_a, cu_seqlens)
     with torch.cuda.device_of(h):
         _fused_bwd_kernel[grid](
             grad_next,
@@ -135,175 +123,97 @@ def projected_backward(
             sums,
             grad_h0,
             clip=grad_clip,
-            T=T if cu_seqlens is None else len(h),
-            stride_hb=_strides(h)[0],
-            stride_ht=_strides(h)[1],
-            stride_db=_strides(grad_a)[0],
-            stride_dt=_strides(grad_a)[1],
+            T=padded_length(h, cu_seqlens),
+            stride_hb=stride_hb,
+            stride_ht=stride_ht,
+            stride_db=stride_db,
+            stride_dt=stride_dt,
             **arguments,
         )
-    grad_u, grad_b = (shares.sum((0, 1)) for shares in sums)  # no views of one tensor
+    grad_u, grad_b = (terms.sum((0, 1)) for terms in sums)  # no views of one tensor
     return grad_a, grad_u.to(u.dtype), grad_h0, grad_b.to(h.dtype)
 
 
-def _choose(strategy, x, weight, h, B, T, halves, nonlinearity, cu_seqlens, lengths, backward):
-    K, N = x.shape[-1], weight.shape[0] // halves
-    device = device_of(x)
-    obstacle = None
-    if x.dtype == torch.float64:
-        obstacle = "no tensor cores for float64"
-    elif nonlinearity == "tanh":
-        obstacle = "tanh is not a clamp and cannot be folded"
-    elif device.family is None:
-        obstacle = "it knows no matrix instructions of this GPU"
-    elif x.dtype == torch.bfloat16 and not isinstance(_fused_fwd_kernel, triton.JITFunction):
-        obstacle = "Triton's interpreter cannot multiply bfloat16"
-    elif K == 0:
-        obstacle = "there is no product with 0 features"
-    elif _farthest(weight) >= 2**31:
-        obstacle = "its offsets in a weight have 31 bits, and this weight spans more elements"
-    if strategy == "fused" and obstacle:
-        raise ValueError(f"strategy='fused' cannot be: {obstacle}; 'split' and 'auto' can")
-    # Without TF32 the product runs on the plain units, where the library's is faster.
-    is_plain = x.dtype == torch.float32 and not _allows_tf32()
-    if strategy == "auto" and (obstacle or is_plain):
-        strategy = "split"
-    # What Triton takes as a sign that 16 bytes can be loaded at once.
-    tensors = (x, weight.t() if backward else weight, h)
-    aligned = all(
-        y.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in y.stride()[:-1])
-        for y in tensors
-    )
-    can_chain = cu_seqlens is None and (CHAINS_ON_AMD or not torch.version.hip)
-    most_slices = B if cu_seqlens is None and not _is_time_first(h) else 1
-    return choose(
-        device,
-        strategy,
-        B * halves,
-        T,
-        K,
-        N,
-        x.element_size(),
-        backward,
-        aligned,
-        can_chain,
-        1 if backward else most_slices,
-    )
-
-
-def _split_forward(x, weight, bias, u, h0, h, halves, slices, options):
-    """The product into h, then the scan there, for some sequences after the others."""
-    B = len(x)
-    ends = []
+def _split_forward(x, weight, bias, u, h0, h, recurrence, directions, slices):
+    """The product into h, then the scan there, for each of `slices` parts of the batch in turn;
+    returns h_n."""
+    if slices == 1:
+        return _split_part(x, weight, bias, u, h0, h, recurrence, directions)
+    B, last_states = len(x), []
     for i in range(slices):
         part = slice(i * B // slices, (i + 1) * B // slices)
-        x_part, h_part, h0_part, taken = x, h, h0, options
-        if slices > 1:
-            x_part, h_part = x[part], h[part]
-            h0_part = None if h0 is None else h0[part]
-            of_batch = ("lengths", "resets")
-            taken = options | {
-                name: None if options[name] is None else options[name][part] for name in of_batch
-            }
-        rows = _rows_of(x_part, h_part)
-        out = _memory_of(h_part)
-        if bias is None:
-            torch.mm(rows, weight.t(), out=out)
-        else:
-            torch.addmm(bias, rows, weight.t(), out=out)
-        N = h.shape[-1] // halves
-        for half in range(halves):
-            channels = slice(half * N, (half + 1) * N)
-            h_half = h_part[..., channels]
-            ends.append(
-                scan_forward(
-                    h_half,
-                    u[channels],
-                    None if h0_part is None else h0_part[:, channels].contiguous(),
-                    h_half,
-                    **taken | {"reverse": taken["reverse"] != bool(half)},
-                )
+        lengths, resets = (
+            None if option is None else option[part]
+            for option in (recurrence.lengths, recurrence.resets)
+        )
+        last_states.append(
+            _split_part(
+                x[part],
+                weight,
+                bias,
+                u,
+                None if h0 is None else h0[part],
+                h[part],
+                recurrence._replace(lengths=lengths, resets=resets),
+                directions,
             )
-    if len(ends) == 1:
-        return ends[0]
-    parts = [torch.cat(ends[i : i + halves], 1) for i in range(0, len(ends), halves)]
-    return torch.cat(parts)
+        )
+    return torch.cat(last_states)
 
 
-def _fused_arguments(x, N, strides, choice, B, T, options):
-    """What the two fused kernels share, and the grid. B: sequences and directions."""
-    cut, K = choice.tile, x.shape[-1]
-    lo, hi = BOUNDS[options["nonlinearity"]]
-    resets = options["resets"]
-    stride_rb, stride_rt = (0, 0) if resets is None else _strides(resets.unsqueeze(-1))
-    programs = B * triton.cdiv(N, cut.block_n)
+def _split_part(x, weight, bias, u, h0, h, recurrence, directions):
+    """The product into h, then the scan there, one direction after the other; returns h_n."""
+    flat_x, flat_h = flatten_like(x, h), flat_view(h)
+    if bias is None:
+        torch.mm(flat_x, weight.t(), out=flat_h)
+    else:
+        torch.addmm(bias, flat_x, weight.t(), out=flat_h)
+    N, last_states = h.shape[-1] // directions, []
+    for direction in range(directions):
+        channels = slice(direction * N, (direction + 1) * N)
+        own = recurrence._replace(reverse=recurrence.reverse != bool(direction))
+        a = h[..., channels]
+        first = None if h0 is None else h0[:, channels].contiguous()
+        last_states.append(scan_forward(a, u[channels], first, a, **own._asdict()))
+    return last_states[0] if directions == 1 else torch.cat(last_states, 1)
+
+
+def _fused_arguments(x, N, weight_strides, recurrence, choice, *, T, batch):
+    """The arguments that the two fused kernels have in common, and the grid.
+
+    N: channels of one direction. batch: the number of sequences, for each direction.
+    """
+    tile, K = choice.tile, x.shape[-1]
+    lo, hi = BOUNDS[recurrence.nonlinearity]
+    cu_seqlens, resets = recurrence.cu_seqlens, recurrence.resets
+    stride_xb, stride_xt = strides(x, cu_seqlens)
+    stride_rb, stride_rt = (0, 0) if resets is None else strides(resets, cu_seqlens)
+    programs = batch * triton.cdiv(N, tile.block_n)
     ticket = states = None
     if choice.chained:
-        programs *= triton.cdiv(T, cut.block_t)
-        words = torch.zeros(programs * cut.block_n + 1, dtype=torch.int64, device=x.device)
+        programs *= triton.cdiv(T, tile.block_t)
+        words = torch.zeros(programs * tile.block_n + 1, dtype=torch.int64, device=x.device)
         states, ticket = words[:-1], words[-1:].view(torch.int32)
+    is_tf32 = x.dtype == torch.float32 and devices.allows_tf32()
     arguments = {
-        "lengths_ptr": options["lengths"],
-        "cu_seqlens_ptr": options["cu_seqlens"],
+        "lengths_ptr": recurrence.lengths,
+        "cu_seqlens_ptr": cu_seqlens,
         "resets_ptr": resets,
         "ticket_ptr": ticket,
         "states_ptr": states,
         "N": N,
         "K": K,
-        "stride_xb": _strides(x)[0],
-        "stride_xt": _strides(x)[1],
-        "stride_wn": strides[0],
-        "stride_wk": strides[1],
+        "stride_xb": stride_xb,
+        "stride_xt": stride_xt,
+        "stride_wn": weight_strides[0],
+        "stride_wk": weight_strides[1],
         "stride_rb": stride_rb,
         "stride_rt": stride_rt,
         "LO": lo,
         "HI": hi,
-        "REVERSE": options["reverse"],
-        **constants_of(cut, K, device_of(x).lanes),
-        "PRECISION": "tf32" if x.dtype == torch.float32 and _allows_tf32() else "ieee",
-        **options_of(cut),
+        "REVERSE": recurrence.reverse,
+        **constants_of(tile, K, devices.device_of(x).lanes),
+        "PRECISION": "tf32" if is_tf32 else "ieee",
+        **compiler_options_of(tile),
     }
     return arguments, (programs,)
-
-
-def _rows_of(x, like):
-    """(B, T, K) as (B*T, K) in the order of `like` in memory: a view where x has that order too."""
-    return (x.transpose(0, 1) if _is_time_first(like) else x).flatten(0, -2)
-
-
-def _memory_of(h):
-    """The rows of h, which is dense, in their order: what is written there is written to h."""
-    h = h.transpose(0, 1) if _is_time_first(h) else h
-    return h.view(h.shape[:-1].numel(), h.shape[-1])
-
-
-def _farthest(x):
-    """The offset of the last element of x."""
-    return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-
-
-def _is_time_first(x):
-    return x.dim() == 3 and x.stride(0) < x.stride(1)
-
-
-def _sizes(x, cu_seqlens):
-    """Sequences, and the padded length; of packed sequences the mean one."""
-    if cu_seqlens is None:
-        return x.shape[:2]
-    B = len(cu_seqlens) - 1
-    return B, len(x) // max(B, 1)
-
-
-def _strides(x):
-    """Strides of batch and time; without a batch dimension its stride is 0."""
-    return x.stride()[:2] if x.dim() == 3 else (0, x.stride(0))
-
-
-def _allows_tf32():
-    """PyTorch's own setting for products of float32; AMD's matrix instructions take them whole."""
-    if torch.version.hip:
-        return False
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        return matmul.fp32_precision == "tf32"
-    return matmul.allow_tf32

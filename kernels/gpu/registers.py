@@ -1,11 +1,17 @@
-"""The scan in registers: a lane's consecutive time steps as columns of an accumulator.
+"""The recurrence inside a tile whose time steps lie in the registers of a few lanes.
 
-In the accumulator of a matrix product [channels, time] a row lies in LANES lanes of a warp, each of
-which holds RUN neighbouring columns in turn: NVIDIA's mma and wgmma 4 lanes and 2 columns, AMD's
-32 x 32 mfma 2 and 4, tcgen05 a row in one lane. Where time steps are loaded into the columns in the
-order of `step_of_column`, each lane holds R = BLOCK_T / LANES consecutive steps, and the recurrence
-is register arithmetic. `reshape`, `permute`, `split` and `join` give registers other names here, no
-more. On a device with another layout the result is the same, at the cost of an exchange.
+The product of a tile is an accumulator [N, BLOCK_T]: channels as rows, time as columns (N stands
+for BLOCK_N here). The hardware spreads a row over LANES lanes of a warp; the first lane holds
+ADJACENT neighbouring columns, the next lane the next ones, and so on in turn: 4 lanes and 2 columns
+for mma and wgmma of NVIDIA, 2 and 4 for the 32 x 32 mfma of AMD; with tcgen05 one lane holds a row.
+
+`step_of_column` tells which time step to load into which column, so that each lane holds R =
+BLOCK_T / LANES consecutive steps. The recurrence then is arithmetic within a lane, but for LANES
+states that are handed from lane to lane: each lane summarizes its R steps as one map, the maps are
+applied lane after lane, and each lane takes its steps again from the right state.
+
+`reshape`, `permute`, `split` and `join` only rename registers here. On a device with another layout
+the result is the same, at the cost of an exchange between lanes.
 """
 
 import triton
@@ -14,27 +20,28 @@ import triton.language as tl
 from .clamped_affine import (
     append,
     apply,
-    constant,
+    at_bound,
+    constant_where,
     finish,
-    growth_limit,
+    growing_above,
     identity,
     power,
     step,
-    stopped,
 )
 
 
 @triton.jit
-def step_of_column(BLOCK_T: tl.constexpr, LANES: tl.constexpr, RUN: tl.constexpr):
-    """[BLOCK_T]: the step of the tile that each column of the accumulator holds."""
+def step_of_column(BLOCK_T: tl.constexpr, LANES: tl.constexpr, ADJACENT: tl.constexpr):
+    """[BLOCK_T]: the step of the tile, 0 to BLOCK_T - 1, that each column holds."""
     column = tl.arange(0, BLOCK_T)
-    lane = column // RUN % LANES
-    return lane * (BLOCK_T // LANES) + column // (RUN * LANES) * RUN + column % RUN
+    lane = column // ADJACENT % LANES
+    turn = column // (ADJACENT * LANES)
+    return lane * (BLOCK_T // LANES) + turn * ADJACENT + column % ADJACENT
 
 
 @triton.jit
-def columns(x, LEVELS: tl.constexpr):
-    """[N, LANES, R] as R tensors [N, LANES], in order; R = 2**LEVELS."""
+def split_columns(x, LEVELS: tl.constexpr):
+    """[N, LANES, R] as a tuple of R tensors [N, LANES], in order; R = 2**LEVELS."""
     xs = (x,)
     for _ in tl.static_range(LEVELS):
         ys = ()
@@ -50,25 +57,20 @@ def columns(x, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def in_runs(tile, LANES: tl.constexpr, RUN: tl.constexpr, LEVELS: tl.constexpr):
-    """The columns of an accumulator [N, BLOCK_T] as R tensors [N, LANES]: step m of every lane."""
+def split_steps(tile, LANES: tl.constexpr, ADJACENT: tl.constexpr, LEVELS: tl.constexpr):
+    """A tile [N, BLOCK_T] as a tuple of R tensors [N, LANES]; the m-th is step m of every lane."""
     R: tl.constexpr = tile.shape[1] // LANES
-    x = tl.permute(tl.reshape(tile, [tile.shape[0], R // RUN, LANES, RUN]), [0, 2, 1, 3])
-    return columns(tl.reshape(x, [tile.shape[0], LANES, R]), LEVELS)
+    x = tl.reshape(tile, [tile.shape[0], R // ADJACENT, LANES, ADJACENT])
+    x = tl.permute(x, [0, 2, 1, 3])
+    return split_columns(tl.reshape(x, [tile.shape[0], LANES, R]), LEVELS)
 
 
 @triton.jit
-def together(x, y):
-    """Both tiles in one layout, so that their columns need no exchange between lanes."""
-    return tl.split(tl.join(x, y))
-
-
-@triton.jit
-def in_order(columns, dtype: tl.constexpr, LEVELS: tl.constexpr):
-    """The steps of every lane, R tensors [N, LANES], as rows of time [BLOCK_T, N]."""
-    xs = (tl.reshape(columns[0], [columns[0].shape[0], columns[0].shape[1], 1]),)
-    for m in tl.static_range(1, len(columns)):
-        x = tl.reshape(columns[m], [columns[m].shape[0], columns[m].shape[1], 1])
+def join_steps(steps, dtype: tl.constexpr, LEVELS: tl.constexpr):
+    """The inverse of `split_steps`, transposed: [BLOCK_T, N], in the order of time, as dtype."""
+    xs = (tl.reshape(steps[0], [steps[0].shape[0], steps[0].shape[1], 1]),)
+    for m in tl.static_range(1, len(steps)):
+        x = tl.reshape(steps[m], [steps[m].shape[0], steps[m].shape[1], 1])
         xs = xs + (x,)  # noqa: RUF005
     for _ in tl.static_range(LEVELS):
         ys = ()
@@ -81,114 +83,135 @@ def in_order(columns, dtype: tl.constexpr, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def falls_or_grows(u, R: tl.constexpr):
-    """Whether a u of the program [N] is negative, and whether one makes runs of R steps grow; of
-    both, that alone."""
-    grows = tl.abs(u) > growth_limit(tl.full([], R, tl.int32), u.dtype)
+def same_layout(x, y):
+    """Both tiles in one layout, so that operations on both need no exchange between lanes."""
+    return tl.split(tl.join(x, y))
+
+
+@triton.jit
+def classify_u(u, R: tl.constexpr):
+    """Two scalars for the u [N] of a program, of which at most one is True.
+
+    any_growing: some u makes segments of R steps grow. any_negative_u: none does, and some u is
+    negative.
+    """
+    grows = tl.abs(u) > growing_above(tl.full([], R, tl.int32), u.dtype)
     kind = tl.max(tl.where(grows, 2, tl.where(u < 0.0, 1, 0)), 0)
     return kind == 1, kind == 2
 
 
 @triton.jit
-def fold_steps(a, cut, u, falls, known, state, lo, hi, LEVELS: tl.constexpr):
-    """R steps p = a[m] of every lane as one map; where cut[m], a step forgets what was before.
+def summarize_steps(
+    a, reset, u, any_negative_u, given, state, lo, hi, LEVELS: tl.constexpr
+):  # fmt: skip
+    """Every lane's R steps h = clamp(a[m] + u*h, lo, hi) as one segment (P, Q, E0, E1) [N, LANES].
 
-    falls: whether a u of the program is negative; where one grows, this is not said, and the map is
-    not to be used. known: the lanes whose start is `state`, which may lie outside of the bounds, as
-    a given h0 may; or None.
+    a: R tensors [N, LANES]. reset: the same, not 0 where a step's h_{t-1} counts as 0; or None.
+    any_negative_u: as `classify_u` returns it; where a segment grows, the result is not to be used.
+    given: [1, LANES], the lanes whose segment begins with the state `state`, as one has to that
+    begins with h0, which may lie outside of the bounds; or None.
     """
     P, Q, E0, E1 = identity(u, lo, hi)
-    if known is not None:
-        P, Q, E0, E1 = constant(known, state, P, Q, E0, E1)
-    if cut is not None:
+    if given is not None:
+        P, Q, E0, E1 = constant_where(given, state, P, Q, E0, E1)
+    if reset is not None:
         for m in tl.static_range(len(a)):
-            P, Q, E0, E1 = constant(cut[m] != 0.0, 0.0, P, Q, E0, E1)
+            P, Q, E0, E1 = constant_where(reset[m] != 0.0, 0.0, P, Q, E0, E1)
             P, Q, E0, E1 = append(a[m], u, P, Q, E0, E1, lo, hi)
         P, Q, E0, E1 = finish(P, Q, E0, E1, u, False, lo, hi)
     else:
         for m in tl.static_range(len(a)):
-            P, _, E0, unused = append(a[m], u, P, Q, E0, E1, lo, hi)
+            P, _, E0, upper = append(a[m], u, P, Q, E0, E1, lo, hi)
             if hi is not None:
-                E1 = unused
+                E1 = upper
         Q = power(u, LEVELS)
-        if known is not None:
-            Q = tl.where(known, float("nan"), Q)
+        if given is not None:
+            Q = tl.where(given, float("nan"), Q)
         if lo is None or hi is not None:
             P, _, _, _ = finish(P, Q, E0, E1, u, False, lo, hi)
-        # Only a falling map has an upper bound, and mostly no channel of a program falls.
-        elif falls:
+        # With relu E1 is needed where u < 0 only, and mostly no u of a program is.
+        elif any_negative_u:
             for m in tl.static_range(len(a)):
                 E1 = step(a[m], u, E1, lo, hi)
             P, _, _, E1 = finish(P, Q, E0, E1, u, False, lo, hi)
         else:
-            P, _, _, E1 = finish(P, Q, E0, E1, u, False, lo, hi, FALLS=False)
+            P, _, _, E1 = finish(P, Q, E0, E1, u, False, lo, hi, ANY_NEGATIVE_U=False)
     return P, Q, E0, E1
 
 
 @triton.jit
-def fold_steps_back(g, h, cut, u, lo, hi, LO: tl.constexpr, HI: tl.constexpr, LEVELS: tl.constexpr):
-    """R steps of the backward of every lane as one map.
+def summarize_steps_backward(
+    g, h, reset, u, lo, hi, LO: tl.constexpr, HI: tl.constexpr, LEVELS: tl.constexpr
+):  # fmt: skip
+    """Every lane's R steps of the backward as one segment (P, Q, E0, E1) [N, LANES].
 
-    g: the gradients that arrive. h: the outputs, whose bounds LO and HI stop gradients. Where
-    cut[m], a step sends none on.
+    A step is d = clamp(g[m] + u*d, lo, hi), and d = 0 where the output h[m] is at its bound LO or
+    HI. g, h: R tensors [N, LANES]; g is the gradient of h. lo, hi: bounds of d, by the clip. reset:
+    R tensors, not 0 where a step passes no gradient on to the step before it in time; or None.
     """
     P, Q, E0, E1 = identity(u, lo, hi)
-    forgets = Q == 0.0
+    is_constant = Q == 0.0  # nowhere so far
     for m in tl.static_range(len(g)):
-        killed = stopped(h[m], LO, HI)
-        if cut is not None:
-            # With resets more has to be kept; this form needs fewer registers.
+        blocked = at_bound(h[m], LO, HI)
+        if reset is not None:
+            # With resets more values are alive at once; this form needs fewer registers.
             P, Q, E0, E1 = append(g[m], u, P, Q, E0, E1, lo, hi)
-            P, Q, E0, E1 = constant(killed | (cut[m] != 0.0), 0.0, P, Q, E0, E1)
+            P, Q, E0, E1 = constant_where(blocked | (reset[m] != 0.0), 0.0, P, Q, E0, E1)
         else:
             P, _, E0, E1 = append(g[m], u, P, Q, E0, E1, lo, hi)
-            forgets |= killed
-            # A run that forgets its start is told by its bounds, which are equal, or has none.
+            is_constant |= blocked
+            # With bounds a constant map is found by E0 = E1, and its P need not be right.
             if lo is None:
-                P = tl.where(killed, 0.0, P)
+                P = tl.where(blocked, 0.0, P)
             else:
-                E0, E1 = tl.where(killed, 0.0, E0), tl.where(killed, 0.0, E1)
-    if cut is None:
-        Q = tl.where(forgets, float("nan"), power(u, LEVELS))
+                E0, E1 = tl.where(blocked, 0.0, E0), tl.where(blocked, 0.0, E1)
+    if reset is None:
+        Q = tl.where(is_constant, float("nan"), power(u, LEVELS))
     return finish(P, Q, E0, E1, u, False, lo, hi)
 
 
 @triton.jit
-def lanes_in_order(
-    P, Q, E0, E1, state, BOUNDED: tl.constexpr, FORGETS: tl.constexpr
+def propagate_lanes(
+    P, Q, E0, E1, state, BOUNDED: tl.constexpr, HAS_CONSTANTS: tl.constexpr
 ):  # fmt: skip
-    """[N, LANES], the state in which each lane's run starts, and [N], that after the last."""
+    """Applies the lanes' segments [N, LANES] to the state [N] before the tile, lane after lane.
+
+    Returns the state in which each lane's steps start, [N, LANES], and that after the tile, [N].
+    """
     LANES: tl.constexpr = P.shape[1]
     lane = tl.arange(0, LANES)[None, :]
     start = tl.broadcast_to(state[:, None], P.shape)
     for e in tl.static_range(LANES):
-        end = apply(P, Q, E0, E1, start, BOUNDED, FORGETS=FORGETS)
+        end = apply(P, Q, E0, E1, start, BOUNDED, HAS_CONSTANTS=HAS_CONSTANTS)
         state = tl.sum(tl.where(lane == e, end, tl.zeros_like(end)), 1)
         start = tl.where(lane > e, state[:, None], start)
     return start, state
 
 
 @triton.jit
-def lanes_one_by_one(
-    p, h, cut, u, state, lo, hi, LO: tl.constexpr, HI: tl.constexpr
+def propagate_lanes_by_steps(
+    p, h, reset, u, state, lo, hi, LO: tl.constexpr, HI: tl.constexpr
 ):  # fmt: skip
-    """As `lanes_in_order`, of maps that grow so fast that they are of no use: the steps themselves,
-    of one lane after the other. h: as in `fold_steps_back`; None in the forward."""
+    """What `propagate_lanes` returns, where a segment grows: by the R steps of one lane after the
+    other.
+
+    p: a of `summarize_steps`, and h is None; or g and h of `summarize_steps_backward`.
+    """
     LANES: tl.constexpr = u.shape[1]
     lane = tl.arange(0, LANES)[None, :]
     start = tl.broadcast_to(state[:, None], u.shape)
-    # The grid has one dimension. The compiler does not know, and so it does not unroll the loop.
+    # num_programs(1) is 1. The compiler does not know that, and so does not unroll the loop.
     for e in range(tl.num_programs(1) * LANES):
         s = start
         for m in tl.static_range(len(p)):
-            if h is None and cut is not None:
-                s = tl.where(cut[m] != 0.0, 0.0, s)
+            if h is None and reset is not None:
+                s = tl.where(reset[m] != 0.0, 0.0, s)
             s = step(p[m], u, s, lo, hi)
             if h is not None:
-                killed = stopped(h[m], LO, HI)
-                if cut is not None:
-                    killed |= cut[m] != 0.0
-                s = tl.where(killed, 0.0, s)
+                blocked = at_bound(h[m], LO, HI)
+                if reset is not None:
+                    blocked |= reset[m] != 0.0
+                s = tl.where(blocked, 0.0, s)
         state = tl.sum(tl.where(lane == e, s, tl.zeros_like(s)), 1)
         start = tl.where(lane > e, state[:, None], start)
     return start, state

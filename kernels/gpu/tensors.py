@@ -1,0 +1,84 @@
+"""What a launch reads off its arguments: sizes, strides and alignment, and flattened views.
+
+Sequences are (B, T, N), in either order of batch and time in memory, or packed: (total, N) with
+cu_seqlens (B + 1,).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+# Of h, and None for no bound. tanh is no clamp: its kernels apply it before these.
+BOUNDS = {
+    "relu": (0.0, None),
+    "identity": (None, None),
+    "hardtanh": (-1.0, 1.0),
+    "relu6": (0.0, 6.0),
+    "tanh": (None, None),
+}
+
+
+class Recurrence(NamedTuple):
+    """What the recurrence computes, besides its numbers."""
+
+    nonlinearity: str
+    reverse: bool
+    lengths: torch.Tensor | None  # (B,)
+    cu_seqlens: torch.Tensor | None  # (B + 1,)
+    resets: torch.Tensor | None  # bool, (B, T) or (total,)
+
+
+def sizes(x, cu_seqlens):
+    """B and T; of packed sequences T is their mean length."""
+    if cu_seqlens is None:
+        return x.shape[:2]
+    B = len(cu_seqlens) - 1
+    return B, len(x) // max(B, 1)
+
+
+def padded_length(x, cu_seqlens):
+    """What the kernels call T: the padded length, or the number of rows of packed sequences."""
+    return x.shape[1] if cu_seqlens is None else len(x)
+
+
+def strides(x, cu_seqlens):
+    """The strides of batch and time; of packed sequences the first one is 0."""
+    return x.stride()[:2] if cu_seqlens is None else (0, x.stride(0))
+
+
+def vector_of(tensors, cu_seqlens):
+    """How many neighbouring numbers can be loaded at once: the largest power of two, up to 16
+    bytes, that divides the channels and the strides of all of these tensors."""
+    most = 16 // tensors[0].element_size()
+    if any(x.data_ptr() % 16 for x in tensors):
+        return 1
+    every_stride = [stride for x in tensors for stride in strides(x, cu_seqlens)]
+    return math.gcd(most, tensors[0].shape[-1], *every_stride)
+
+
+def accumulator_of(x):
+    """The dtype of state and sums."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def is_time_first(x):
+    """Whether a padded batch (B, T, N) lies in memory as (T, B, N)."""
+    return x.dim() == 3 and x.stride(0) < x.stride(1)
+
+
+def flatten_like(x, other):
+    """x (B, T, K) as (B*T, K), in the order in which the steps of `other` (B, T, N) lie in memory:
+    a view if those of x lie in that order too."""
+    return (x.transpose(0, 1) if is_time_first(other) else x).flatten(0, -2)
+
+
+def flat_view(h):
+    """h (B, T, N), which is dense, as (B*T, N) in the order of memory, in the same memory."""
+    h = h.transpose(0, 1) if is_time_first(h) else h
+    return h.view(h.shape[:-1].numel(), h.shape[-1])
+
+
+def last_offset(x):
+    """The offset of the last element of x, in elements."""
+    return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
