@@ -21,7 +21,7 @@ to be gained; each product packs the weight again, and threads wait for each oth
 import torch
 
 from . import openmp
-from .launch import in_large_pages, run
+from .launch import run
 from .loops import backward, forward
 
 # The loop adds the bias for free; in the matrix product it would be one more pass over memory.
@@ -55,8 +55,6 @@ def _forward(a, u, h0, h, bias, lengths, cu_seqlens, resets, walk):
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     sequences = lengths, cu_seqlens, resets
     h_n = a.new_empty((_batch(h, cu_seqlens), h.shape[-1]), dtype=dtype)
-    if h is not a:
-        in_large_pages(h)
     bias = h_n.new_zeros(h.shape[-1]) if bias is None else _to(bias, dtype)
     states = _to(u, dtype), bias, None if h0 is None else _to(h0, dtype), h_n
     run(forward, (a, h, None), states, sequences, *walk)
@@ -87,7 +85,7 @@ def scan_backward(
     dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
     sequences = lengths, cu_seqlens, resets
     if grad_a is None:
-        grad_a = in_large_pages(torch.empty_like(h))
+        grad_a = torch.empty_like(h)
     # The gradient of h_n on the way in, that of h0 on the way out.
     if grad_h_n is None:
         message = h.new_zeros((_batch(h, cu_seqlens), h.shape[-1]), dtype=dtype)
@@ -123,7 +121,7 @@ def indrnn_forward(
     The product is written to h, and there the recurrence overwrites it.
     """
     _check_strategy(strategy)
-    _product(x, weight, in_large_pages(h))
+    _product(x, weight, h)
     walk = nonlinearity, reverse, bidirectional, None
     return _forward(h, u, h0, h, bias, lengths, cu_seqlens, resets, walk)
 
@@ -146,7 +144,7 @@ def projected_backward(
 ):
     """`scan_backward` with grad_h = grad_next @ weight_next, in whose memory grad_a is returned."""
     _check_strategy(strategy)
-    grad_a = in_large_pages(torch.empty_like(h))
+    grad_a = torch.empty_like(h)
     _product(grad_next, weight_next.t(), grad_a)
     return scan_backward(
         grad_a,

@@ -4,10 +4,8 @@ A call at (1, 1, 256), on a quiet machine: 6 microseconds, where a record of num
 field, and tensors converted without need took 41.
 """
 
-import ctypes
 import functools
 import math
-import sys
 
 from . import openmp
 from .indexing import pack
@@ -25,24 +23,6 @@ BOUNDS = {
 _WIDEST, _NARROWEST = 1024, 64
 # What is cut in time has so many elements at least, and so many steps in a chunk.
 _FOLDED, _LEAST_STEPS = 1 << 18, 64
-# From this size in bytes on, memory that is asked for is always new: glibc keeps none of it.
-_NEW_MEMORY = 32 << 20
-_LARGE_PAGE, _USE_LARGE_PAGES = 2 << 20, 14  # MADV_HUGEPAGE
-
-_advise = None
-if sys.platform == "linux":
-    _advise = ctypes.CDLL(None).madvise
-    _advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-
-def in_large_pages(tensor):
-    """Asks for memory that shall be written wholly, so that none is wasted, in pages of 2 MiB."""
-    size = tensor.numel() * tensor.element_size()
-    if size >= _NEW_MEMORY and _advise is not None:
-        start = -(-tensor.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
-        end = (tensor.data_ptr() + size) // _LARGE_PAGE * _LARGE_PAGE
-        _advise(start, end - start, _USE_LARGE_PAGES)
-    return tensor
 
 
 def run(
@@ -122,7 +102,7 @@ def _plan(B, T, N, threads, chunks, moves):
 
     At (1, 65536, 256), 2 threads are faster than 1, with runs of channels and with 3 chunks:
 
-        forward, to memory that was asked for just now   1.0   1.4  (in large pages 1.2   1.5)
+        forward, to memory that was asked for just now   1.0   1.4
         forward, to memory that was there                1.0 to 1.3   1.5
         forward, in place                                1.35   1.0
         backward, to memory that was asked for just now  1.15   1.4
