@@ -1,9 +1,9 @@
 """Random cases of the scan, and the check that every backend must pass on them.
 
-The forward is compared with the reference in float64. The backward starts from an h that is
-rounded, and a rounded h can fall on the other side of a kink: so it is compared with the formula
-of the gradient in float64 on that same h, and the formula with the reference's autograd
-(test_reference).
+The forward is compared with the reference in float64. The backward is compared with the formula of
+the gradient in float64 on the same h, and test_reference compares the formula with the reference's
+autograd. The reference's autograd alone would not do: it has an h of its own, and where the two h
+are rounded to different sides of a bound, the gradients differ.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def inputs(case):
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.dtype)
 
-    def rows(B, T, N):
+    def batch(B, T, N):
         return normal(T, B, N).transpose(0, 1) if case.time_first else normal(B, T, N)
 
     u = (torch.rand(case.N, generator=generator, dtype=torch.float64) * 2.2 - 1.1).to(case.dtype)
@@ -73,7 +73,7 @@ def inputs(case):
         options["cu_seqlens"] = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         a, grad_h = (normal(int(lengths.sum()), case.N) for _ in range(2))
     else:
-        a, grad_h = (rows(case.B, case.T, case.N) for _ in range(2))
+        a, grad_h = (batch(case.B, case.T, case.N) for _ in range(2))
     if case.form == "lengths":
         lengths = torch.randint(0, case.T + 1, (case.B,), generator=generator)
         options["lengths"] = lengths
@@ -89,8 +89,8 @@ def _double(x):
 
 
 def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **options):
-    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) in a plain loop: grad_a, grad_u, grad_h0, and
-    grad_b, the sum of grad_a."""
+    """grad_a, grad_u, grad_h0 and grad_b, by d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) in a
+    plain loop: grad_a is d, and grad_b, that of a bias, its sum over batch and time."""
     cu_seqlens, lengths = options.get("cu_seqlens"), options.get("lengths")
     resets, kind = options.get("resets"), options["nonlinearity"]
     bounds = None if cu_seqlens is None else cu_seqlens.tolist()
@@ -104,15 +104,15 @@ def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **option
             where = slice(bounds[b], bounds[b + 1])
         states, g, d = h[where], grad_h[where], grad_a[where]
         reset = None if resets is None else resets[where]
-        times = list(range(states.shape[0]))
+        steps = list(range(states.shape[0]))  # in the order of the recurrence
         if options["reverse"]:
-            times.reverse()
-        from_next = torch.zeros_like(u) if grad_h_n is None else grad_h_n[b]
+            steps.reverse()
+        grad_state = torch.zeros_like(u) if grad_h_n is None else grad_h_n[b]
         first = torch.zeros_like(u) if h0 is None else h0[b]
-        for i in reversed(range(len(times))):
-            t = times[i]
-            previous = states[times[i - 1]] if i else first
-            total = g[t] + from_next
+        for i in reversed(range(len(steps))):
+            t = steps[i]
+            previous = states[steps[i - 1]] if i else first
+            total = g[t] + grad_state
             if kind == "tanh":
                 total = (1 - states[t] ** 2) * total
             elif kind in BOUNDS:
@@ -122,16 +122,16 @@ def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **option
             if grad_clip is not None:
                 total = total.clamp(-grad_clip, grad_clip)
             d[t] = total
-            from_next = u * total
+            grad_state = u * total
             if reset is not None and reset[t]:
-                from_next, previous = torch.zeros_like(from_next), torch.zeros_like(previous)
+                grad_state, previous = torch.zeros_like(grad_state), torch.zeros_like(previous)
             grad_u += total * previous
-        grad_h0[b] = from_next
+        grad_h0[b] = grad_state
     return grad_a, grad_u, grad_h0, grad_a.flatten(0, -2).sum(0)
 
 
 def sizes_of_sums(grad_a, h, h0):
-    """At most what the terms of the largest sums over batch and time add up to."""
+    """For the sums over batch and time, a bound of the sum of their terms' magnitudes."""
     terms = grad_a.double().abs().flatten(0, -2).sum(0)
     states = [x.double().nan_to_num(0).abs().max() for x in (h, h0) if x is not None and x.numel()]
     if not states or not terms.numel():
@@ -140,7 +140,7 @@ def sizes_of_sums(grad_a, h, h0):
 
 
 def check_scan(case, forward, backward, **launch):
-    """`forward` and `backward` of a kernel room, with options `launch` of its own, on a case."""
+    """Checks a backend's `forward` and `backward` on a case. launch: options of its own."""
     (a, u, h0, options), (grad_h, grad_h_n) = inputs(case)
     h = torch.full_like(a, torch.nan)
     h_n = forward(a, u, h0, h, **options, **launch)

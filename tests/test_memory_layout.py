@@ -1,5 +1,5 @@
-"""Where outputs and states lie in memory: as those of `nn.RNN`, that `view` and changes in place
-work on them."""
+"""Where outputs and states lie in memory: as with `nn.RNN`, so that `view` works on them and they
+can be changed in place."""
 
 import pytest
 import torch
@@ -40,8 +40,8 @@ def inputs(form, batch_first):
 @pytest.mark.parametrize("batch_first", [False, True])
 @every_stack
 def test_contiguous_and_changed_in_place(make, batch_first, training):
-    """A contiguous input has a contiguous output. h_n is memory of its own: a mask on it changes
-    neither the output nor what the backward reads."""
+    """A contiguous input has a contiguous output. h_n has memory of its own: a mask that multiplies
+    it in place changes neither the output nor what the backward reads."""
     module = make(batch_first=batch_first).train(training)
     parameters = list(module.parameters())
     for form in ("padded", "lengths", "without a batch", "packed"):
@@ -64,8 +64,8 @@ def test_contiguous_and_changed_in_place(make, batch_first, training):
         torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_a_state_does_not_keep_all_steps():
-    """What a stream keeps of a sequence is as large as the state."""
+def test_a_state_does_not_keep_the_output_alive():
+    """Its memory is as large as the state, so that a stream that keeps it keeps nothing else."""
     for name, make in STACKS.items():
         _, h_n = make()(torch.randn(7, 3, 5))
         assert h_n.untyped_storage().nbytes() == h_n.numel() * 4, name

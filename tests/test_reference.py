@@ -33,7 +33,7 @@ def test_options_by_hand():
     assert h.flatten().tolist() == [6, 1, 2, 1, 2, 3]
 
 
-def test_clip_of_message_and_of_result():
+def test_clip_of_each_step_and_of_the_result():
     a = torch.ones(1, 3, 1, requires_grad=True)
     u = torch.ones(1, requires_grad=True)
     for mode, expected in (("message", [1.0, 1.0, 1.0]), ("result", [1.5, 1.5, 1.0])):

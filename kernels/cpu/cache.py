@@ -1,9 +1,10 @@
 """The machine code of compiled loops, kept in the user's cache folder from one process to the next.
 
-One file for each loop, named after all that its code depends on. Where it cannot be read or written
-(a full disk, no folder that can be written, a damaged file), the loop is compiled for this process
-alone, and a warning says so once. numba's own cache raises there, and takes a damaged file for
-machine code.
+Each loop has one file. A hash in its name stands for all that the machine code depends on: the
+source of this folder, the processor and the versions of numba and Python. Where the file cannot be
+read or written (a full disk, a folder without write permission, a damaged file), the loop is
+compiled for this process alone, and one warning says so. numba's own cache raises an error there,
+and runs a damaged file as machine code.
 """
 
 import functools
@@ -27,10 +28,10 @@ _DIGEST = hashlib.sha256
 def compile_loop(function, name, signature, **options):
     """A numba CFunc of `function`, read from disk if it is there.
 
-    `name` is another one for another function: what a function is made of beside the files
-    in this folder, such as types that it closes over, must be told by it.
+    Two different functions must have two names. The source files alone do not tell them apart: a
+    closure depends on the values that it closes over, too.
     """
-    # Symbols of machine code are called after the function, and all loops of a process share them.
+    # numba names symbols of the machine code after the function, and all loops share one namespace.
     function.__name__ = function.__qualname__ = name
     loop = CFunc(function, (signature.args, signature.return_type), locals={}, options=options)
     loop._cache = _File(name)
@@ -39,12 +40,12 @@ def compile_loop(function, name, signature, **options):
 
 
 def folder():
-    """That of NUMBA_CACHE_DIR where it is set, otherwise one in the cache folder of the user."""
+    """NUMBA_CACHE_DIR where it is set, otherwise `fastindrnn` in the user's cache folder."""
     return Path(config.CACHE_DIR or AppDirs("fastindrnn", appauthor=False).user_cache_dir)
 
 
 class _File:
-    """In the place of numba's cache of a function: its two methods that a CFunc calls."""
+    """The two methods of numba's `FunctionCache` that a CFunc calls, for one loop."""
 
     def __init__(self, name):
         self.name = name
@@ -68,7 +69,7 @@ class _File:
             data = dumps(result._reduce())
             path = self._path(result.library.codegen)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Written beside its place and moved there: other processes never read half of it.
+            # Written under another name and then renamed: no other process reads half a file.
             new = path.with_suffix(f".{uuid.uuid4().hex}")
             try:
                 new.write_bytes(_DIGEST(data).digest() + data)
@@ -86,7 +87,7 @@ class _File:
 
 @functools.cache
 def _sources():
-    """Of the text of the compiled loops and all that they call."""
+    """A hash of the source of the compiled loops and of all functions that they call."""
     digest = _DIGEST()
     folder = Path(__file__).parent
     for path in sorted(folder.glob("*.py")):

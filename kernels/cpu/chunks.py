@@ -1,232 +1,268 @@
-"""Chunks of time as single maps, and the state in which each chunk starts: see `clamped_affine`.
+"""Chunks of time: each summarized as one map, and the state in which each chunk starts.
 
-A chunk is folded into four numbers for each channel, F(s) = clamp(P + Q * s, E0, E1) with E0 and E1
-in either order: the images of the two ends of the domain. A recurrence without bounds has no E1,
-and its E0 is F(0). A chunk that forgets its start has Q = NaN and is the constant E0. The state of
-the backward is u * d, the gradient that reaches h_t from later steps.
+A step maps the state s before it to clamp(p + u * s, lo, hi), with p = a_t + bias. Steps in a row
+are again such a map, for each channel
 
-Where |Q| = |u|^steps is so large that P + Q * s could be inf - inf, the chunk is a threshold,
-F(s) = clamp((s - S) * Q, E0, E1), and S stands in the place of P: with R = |u|^-steps, which fades,
+    F(s) = clamp(P + Q * s, min(E0, E1), max(E0, E1))
 
-    R' = R / u        S' = S - p * R'        from S = 0, R = 1, for a step s -> p + u * s
+where Q is u^steps and E0, E1 are the images of the two ends of the domain. To summarize a chunk is
+to compute P, Q, E0 and E1 without knowing s; to propagate is to apply the maps of all earlier
+chunks to the state in which the sequence starts. The idea is that of parallel prefix sums: Blelloch
+1990, "Prefix sums and their applications", whose linear recurrences have no clamp.
 
-A map of finite numbers says nothing about infinities and NaN. And where |Q| > 2^10, rounding
-decides where a state next to S goes: it is too near where |s - S| is small beside |s| and A, the
-sum of the |p * R| of which S is made. There the end of a chunk is unknown before the chunk has run:
-it runs, and all later ones after it, as if time had not been cut. So the number of chunks never
-decides whether a result is finite.
+Two special cases: a recurrence without bounds has no E1, and its E0 is F(0). A chunk whose end does
+not depend on its start, as after a reset, has Q = NaN and is the constant E0.
 
-The backward's maps are s -> u * (g + s): there R' and S' change places, S' = S - g * R.
+In the backward the state is u * d, the gradient with respect to h_t that comes from later steps,
+and a step maps it to u * clamp(m_t * (g_t + s), -c, c), in the letters of `loops`.
 
-Floor: a, or g and h, read once; for each element of relu's forward 3 multiplications.
+Large |Q|. Where |u|^steps is so large that P + Q * s could be inf - inf, the map is computed as
+F(s) = clamp((s - S) * Q, min(E0, E1), max(E0, E1)), and S is stored in the place of P. With
+R = |u|^-steps, which tends to 0, a step s -> p + u * s makes
+
+    R' = R / u        S' = S - p * R'        from S = 0, R = 1
+
+and a step s -> u * (g + s) of the backward
+
+    S' = S - g * R    R' = R / u
+
+Chunks without a known end. A map of finite numbers cannot say what an infinite state or a NaN
+becomes. And where |Q| > 2^10, rounding decides the result for a state s close to S: closer than
+some units in the last place of s or of A, the sum of all |p * R| that S is made of. The end of such
+a chunk is unknown until the chunk has run. Then this chunk runs on to the end of its sequence, in
+the place of all later chunks. So the number of chunks never decides whether a result is finite.
+
+Shapes: the summaries are (B, chunks - 1, 5, N), with P or S, Q, E0, E1 and A of each chunk but the
+last. Of chunk 0 there is its end alone, in the place of P.
+Floor: one read of a, or of grad_h and h; 3 multiplications for each element of relu's forward.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from .indexing import clamp, flush, is_reset, lead, prefetch, read, row, time
+from .arithmetic import clamp, flush_subnormal, power, to_float
+from .indexing import channels_at, elements, is_reset, prefetch, with_steps
 
-# In a fold, numbers too small to be normal live for so many steps at most: to look each time costs
-# as much as the fold.
-_FLUSH = 16
-# From this |Q| on it is looked how near a state is to S.
-_GROWN = 1024.0
-
-
-@njit(inline="always")
-def _power(u, exponent):
-    """In float64, as each square doubles the relative error of all before it."""
-    base, result = np.float64(u), np.float64(1)
-    while exponent > 0:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return type(u)(result)
+# A summary flushes its subnormal numbers every so many steps. Every step would double its time.
+_FLUSH_INTERVAL = 16
+# From this |Q| on, a state that is close to S makes the end of its chunk unknown.
+_LARGE_Q = 1024.0
 
 
-@njit(inline="always")
-def _is_large(Q, limits):
-    """Whether the map of a chunk is a threshold: |Q| > 2^64 in float32, 2^512 in float64."""
-    return abs(Q) > np.sqrt(limits.most)
+class Summary(NamedTuple):
+    """Buffers (block_size,) for the map of one chunk."""
+
+    P: np.ndarray
+    Q: np.ndarray
+    E0: np.ndarray
+    E1: np.ndarray
+    S: np.ndarray
+    R: np.ndarray
+    A: np.ndarray
 
 
-@njit(inline="always")
-def _any_grows(u, n, steps):
-    """Whether any of n channels might have a Q of more than `_GROWN`; 2: Q is rounded in another
-    way here."""
-    grows = False
-    for j in range(n):
-        grows |= abs(2 * np.float64(_power(u[j], steps))) > _GROWN
-    return grows
+@njit(forceinline=True)
+def summary_buffers(size, zero):
+    buffers = np.empty((7, size), type(zero))
+    return Summary(
+        buffers[0], buffers[1], buffers[2], buffers[3], buffers[4], buffers[5], buffers[6]
+    )
 
 
-@njit(inline="always")
-def _store(x, b, n0, n, chunk, maps, limits):
-    zero = type(limits.most)(0)
-    P, Q, E0, E1, S, A = maps[0], maps[1], maps[2], maps[3], maps[4], maps[6]
-    base = (b * (x.chunks - 1) + chunk) * 5 * x.N + n0
-    to_P, to_Q = row(x.maps, base, n, zero), row(x.maps, base + x.N, n, zero)
-    to_E0, to_E1 = row(x.maps, base + 2 * x.N, n, zero), row(x.maps, base + 3 * x.N, n, zero)
-    to_A = row(x.maps, base + 4 * x.N, n, zero)
-    for j in range(n):
-        to_P[j] = S[j] if _is_large(Q[j], limits) else P[j]
-        to_Q[j], to_E0[j], to_E1[j], to_A[j] = Q[j], E0[j], E1[j], A[j]
+@njit(forceinline=True)
+def _is_threshold(Q, limits):
+    """Whether S is stored in the place of P: |Q| > 2^64 in float32, 2^512 in float64."""
+    return abs(Q) > np.sqrt(limits.largest)
 
 
-@njit(inline="always")
-def store_end(x, b, n0, n, state):
-    """Where chunk 0 ends."""
-    P = row(x.maps, b * (x.chunks - 1) * 5 * x.N + n0, n, state[0])
-    for j in range(n):
+@njit(forceinline=True)
+def _any_large_q(u, count, steps):
+    """Whether any of `count` channels might get |Q| > `_LARGE_Q`.
+
+    The factor 2 is for Q itself, which other operations compute and round.
+    """
+    is_large = False
+    for j in range(count):
+        is_large |= abs(2 * np.float64(power(u[j], steps))) > _LARGE_Q
+    return is_large
+
+
+@njit(forceinline=True)
+def _stored(args, chunk, index, which, like):
+    """Number `which` of P, Q, E0, E1 and A in the summary of chunk `index` of the same item."""
+    first = ((chunk.b * (args.chunks - 1) + index) * 5 + which) * args.N + chunk.channel
+    return elements(args.summaries, first, chunk.count, like)
+
+
+@njit(forceinline=True)
+def _store(args, chunk, summary, limits):
+    like = limits.largest
+    P, Q = _stored(args, chunk, chunk.index, 0, like), _stored(args, chunk, chunk.index, 1, like)
+    E0, E1 = _stored(args, chunk, chunk.index, 2, like), _stored(args, chunk, chunk.index, 3, like)
+    A = _stored(args, chunk, chunk.index, 4, like)
+    for j in range(chunk.count):
+        P[j] = summary.S[j] if _is_threshold(summary.Q[j], limits) else summary.P[j]
+        Q[j], E0[j], E1[j] = summary.Q[j], summary.E0[j], summary.E1[j]
+        A[j] = summary.A[j]
+
+
+@njit(forceinline=True)
+def store_end(args, chunk, state):
+    """Stores the state after chunk 0."""
+    P = _stored(args, chunk, 0, 0, state[0])
+    for j in range(chunk.count):
         P[j] = state[j]
 
 
-@njit(inline="always")
-def carry(x, b, n0, n, chunk, state, end, lowest, bounded, limits):
-    """state: that in which `chunk` (1 or later) starts; end: used as a buffer; lowest: the state
-    of which E0 is the image.
+@njit(forceinline=True)
+def propagate(args, chunk, state, end, lowest, bounded, limits):
+    """Writes to `state` the state in which a chunk starts that is not the first one.
 
-    Returns the first chunk, up to this one, whose end is unknown, as that of the last one always
-    is: it runs to the end of the sequence. If it is an earlier one than `chunk`, so is `state`.
+    end: a buffer like `state`. lowest: the state whose image is E0.
+
+    Returns the chunk with the steps that it runs, and whether they reach the end of the sequence.
+    They do for the last chunk and for the first one whose end is unknown. Chunks after that one run
+    no steps, and their `state` is of no use.
     """
-    most, zero = limits.most, type(limits.most)(0)
-    first = row(x.maps, b * (x.chunks - 1) * 5 * x.N + n0, n, zero)
-    for j in range(n):
-        end[j] = first[j]
-    for k in range(1, chunk + 1):
-        for j in range(n):
+    largest = limits.largest
+    first_end = _stored(args, chunk, 0, 0, largest)
+    for j in range(chunk.count):
+        end[j] = first_end[j]
+    for index in range(1, chunk.index + 1):
+        for j in range(chunk.count):
             state[j] = end[j]
-        if k == x.chunks - 1:
-            return k
-        base = (b * (x.chunks - 1) + k) * 5 * x.N + n0
-        P, Q = row(x.maps, base, n, zero), row(x.maps, base + x.N, n, zero)
-        E0, E1 = row(x.maps, base + 2 * x.N, n, zero), row(x.maps, base + 3 * x.N, n, zero)
-        A = row(x.maps, base + 4 * x.N, n, zero)
-        known = True
-        for j in range(n):
+        if index == args.chunks - 1:
+            return with_steps(chunk, chunk.start, chunk.length), True
+        P, Q = _stored(args, chunk, index, 0, largest), _stored(args, chunk, index, 1, largest)
+        E0, E1 = _stored(args, chunk, index, 2, largest), _stored(args, chunk, index, 3, largest)
+        A = _stored(args, chunk, index, 4, largest)
+        is_known = True
+        for j in range(chunk.count):
             s, z = state[j], E0[j]
             if Q[j] == Q[j]:
-                known &= (abs(s) <= most) & (abs(P[j]) <= most)
-                if abs(Q[j]) <= _GROWN:
+                is_known &= (abs(s) <= largest) & (abs(P[j]) <= largest)
+                if abs(Q[j]) <= _LARGE_Q:
                     z = P[j] + Q[j] * s
                 elif s != lowest:
-                    if _is_large(Q[j], limits):
+                    if _is_threshold(Q[j], limits):
                         z, distance = (s - P[j]) * Q[j], abs(s - P[j])
                     else:
                         z = P[j] + Q[j] * s
                         distance = abs(z / Q[j])
-                    known &= distance > limits.near * (abs(s) + A[j])
+                    is_known &= distance > limits.tolerance * (abs(s) + A[j])
                 if bounded:
                     z = clamp(z, min(E0[j], E1[j]), max(E0[j], E1[j]))
-            known &= abs(z) <= most
+            is_known &= abs(z) <= largest
             end[j] = z
-        if not known:
-            return k
-    return x.chunks
+        if not is_known and index == chunk.index:
+            return with_steps(chunk, chunk.start, chunk.length), True
+        if not is_known:
+            return with_steps(chunk, chunk.start, chunk.start), False
+    return chunk, False
 
 
 @njit(inline="always")
-def fold_forward(x, b, n0, n, walk, chunk, maps, lo, hi, limits, like):
-    """walk: begin, length, start, stop, reverse; maps: buffers for P, Q, E0, E1, S, R, A."""
-    begin, length, start, stop, reverse = walk
-    zero, one, most, tiny = type(lo)(0), type(lo)(1), limits.most, limits.tiny
-    bounded, top = lo > -np.inf, min(hi, most)
-    P, Q, E0, E1, S, R, A = maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6]
-    u, bias = row(x.u, n0, n, zero), row(x.bias, n0, n, zero)
-    forgets, some = False, stop > start  # no steps clamp nothing
-    grows, rising = _any_grows(u, n, stop - start), hi == np.inf
+def summarize_forward_chunk(args, chunk, a, bias, summary, lo, hi, limits):
+    """Stores the map of a chunk from the state before it to the state after it."""
+    zero, one, largest, tiny = type(lo)(0), type(lo)(1), limits.largest, limits.tiny
+    bounded, top = lo > -np.inf, min(hi, largest)
+    P, Q, E0, E1, S, R, A = summary
+    n, steps = chunk.count, chunk.stop - chunk.start
+    u = elements(args.u, chunk.channel, n, zero)
+    any_reset, any_large_q = False, _any_large_q(u, n, steps)
+    # Where u >= 0 and there is no upper bound, the upper image stays infinite.
+    has_upper_image = hi < np.inf
     for j in range(n):
-        rising &= u[j] >= zero
+        has_upper_image |= not u[j] >= zero
         P[j], S[j], R[j], A[j] = zero, zero, one, zero
-        E0[j], E1[j] = lo if some else -most, top if some else most
-    for i in range(start, stop):
-        t = time(begin, length, i, reverse)
-        ahead = time(begin, length, min(i + lead(n), stop - 1), reverse)
-        prefetch(x.a, b * x.a_b + ahead * x.a_t + n0, n, like)
-        if is_reset(x, b, t):
-            forgets = True
+        # A chunk of no steps is the identity: it clamps nothing.
+        E0[j], E1[j] = lo if steps > 0 else -largest, top if steps > 0 else largest
+    for step in range(chunk.start, chunk.stop):
+        prefetch(a, chunk, step)
+        if is_reset(args, chunk, step):
+            any_reset = True
             for j in range(n):
                 P[j], E0[j], E1[j] = zero, zero, zero
-        a = row(x.a, b * x.a_b + t * x.a_t + n0, n, like)
+        a_t = channels_at(a, chunk, step)
         if not bounded:
             for j in range(n):
-                P[j] = read(a[j]) + bias[j] + u[j] * P[j]
-        elif rising:
+                P[j] = to_float(a_t[j]) + bias[j] + u[j] * P[j]
+        elif not has_upper_image:
             for j in range(n):
-                p = read(a[j]) + bias[j]
+                p = to_float(a_t[j]) + bias[j]
                 P[j] = p + u[j] * P[j]
                 E0[j] = clamp(p + u[j] * E0[j], lo, hi)
         else:
             for j in range(n):
-                p = read(a[j]) + bias[j]
+                p = to_float(a_t[j]) + bias[j]
                 P[j] = p + u[j] * P[j]
                 E0[j] = clamp(p + u[j] * E0[j], lo, hi)
                 E1[j] = clamp(p + u[j] * E1[j], lo, top)
-        if grows:
+        if any_large_q:
             for j in range(n):
                 R[j] /= u[j]
-                term = (read(a[j]) + bias[j]) * R[j]
+                term = (to_float(a_t[j]) + bias[j]) * R[j]
                 S[j] -= term
                 A[j] += abs(term)
-        if i % _FLUSH == 0:
+        if step % _FLUSH_INTERVAL == 0:
             for j in range(n):
-                P[j], E0[j], E1[j] = flush(P[j], tiny), flush(E0[j], tiny), flush(E1[j], tiny)
-                R[j] = flush(R[j], tiny)
+                P[j], R[j] = flush_subnormal(P[j], tiny), flush_subnormal(R[j], tiny)
+                E0[j], E1[j] = flush_subnormal(E0[j], tiny), flush_subnormal(E1[j], tiny)
     for j in range(n):
-        Q[j] = type(lo)(np.nan) if forgets else _power(u[j], stop - start)
+        Q[j] = type(lo)(np.nan) if any_reset else power(u[j], steps)
         if not bounded:
             E0[j] = P[j]
-        if hi == np.inf and u[j] >= zero and not forgets:
+        if hi == np.inf and u[j] >= zero and not any_reset:
             E1[j] = hi
-    _store(x, b, n0, n, chunk, maps, limits)
+    _store(args, chunk, summary, limits)
 
 
 @njit(inline="always")
-def fold_backward(x, b, n0, n, walk, chunk, maps, lo, hi, clip, limits, like):
-    """As `fold_forward`, of the gradients u * d from later steps to earlier ones."""
-    begin, length, start, stop, reverse = walk
-    zero, one, most, tiny = type(lo)(0), type(lo)(1), limits.most, limits.tiny
-    nan, bounded = type(lo)(np.nan), clip < np.inf
-    P, Q, E0, E1, S, R, A = maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6]
-    u = row(x.u, n0, n, zero)
-    grows = _any_grows(u, n, stop - start)
+def summarize_backward_chunk(args, chunk, grad_h, h, summary, lo, hi, limits):
+    """Stores the map of a chunk from u * d after it in time to u * d before it in time."""
+    zero, one, largest, tiny = type(lo)(0), type(lo)(1), limits.largest, limits.tiny
+    nan, clip = type(lo)(np.nan), type(lo)(args.grad_clip)
+    bounded = clip < np.inf
+    P, Q, E0, E1, S, R, A = summary
+    n = chunk.count
+    u = elements(args.u, chunk.channel, n, zero)
+    any_large_q = _any_large_q(u, n, chunk.stop - chunk.start)
     for j in range(n):
-        P[j], Q[j], E0[j], E1[j], S[j], R[j], A[j] = zero, one, -most, most, zero, one, zero
-    for step in range(start, stop):
-        t = time(begin, length, length - 1 - step, reverse)
-        last = min(step + lead(n), stop - 1)
-        ahead = time(begin, length, length - 1 - last, reverse)
-        prefetch(x.g, b * x.g_b + ahead * x.g_t + n0, n, like)
-        prefetch(x.h, b * x.h_b + ahead * x.h_t + n0, n, like)
-        g = row(x.g, b * x.g_b + t * x.g_t + n0, n, like)
-        h = row(x.h, b * x.h_b + t * x.h_t + n0, n, like)
+        P[j], Q[j], E0[j], E1[j] = zero, one, -largest, largest
+        S[j], R[j], A[j] = zero, one, zero
+    for step in range(chunk.start, chunk.stop):
+        prefetch(grad_h, chunk, step)
+        prefetch(h, chunk, step)
+        g_t, h_t = channels_at(grad_h, chunk, step), channels_at(h, chunk, step)
         for j in range(n):
-            outside = (read(h[j]) <= lo) | (read(h[j]) >= hi)
-            z, q = read(g[j]) + P[j], Q[j]
-            P[j] = u[j] * (zero if outside else z)
-            Q[j] = u[j] * (nan if outside else q)
+            at_bound = (to_float(h_t[j]) <= lo) | (to_float(h_t[j]) >= hi)
+            z, q = to_float(g_t[j]) + P[j], Q[j]
+            P[j] = u[j] * (zero if at_bound else z)
+            Q[j] = u[j] * (nan if at_bound else q)
         if bounded:
             for j in range(n):
-                outside = (read(h[j]) <= lo) | (read(h[j]) >= hi)
-                z = read(g[j])
+                at_bound = (to_float(h_t[j]) <= lo) | (to_float(h_t[j]) >= hi)
+                z = to_float(g_t[j])
                 z0, z1 = clamp(z + E0[j], -clip, clip), clamp(z + E1[j], -clip, clip)
-                E0[j] = u[j] * (zero if outside else z0)
-                E1[j] = u[j] * (zero if outside else z1)
-        if grows:
+                E0[j] = u[j] * (zero if at_bound else z0)
+                E1[j] = u[j] * (zero if at_bound else z1)
+        if any_large_q:
             for j in range(n):
-                term = read(g[j]) * R[j]
+                term = to_float(g_t[j]) * R[j]
                 S[j] -= term
                 A[j] += abs(term)
                 R[j] /= u[j]
-        if step % _FLUSH == 0:
+        if step % _FLUSH_INTERVAL == 0:
             for j in range(n):
-                P[j], Q[j], R[j] = flush(P[j], tiny), flush(Q[j], tiny), flush(R[j], tiny)
-                E0[j], E1[j] = flush(E0[j], tiny), flush(E1[j], tiny)
-        if is_reset(x, b, t):
+                P[j], Q[j] = flush_subnormal(P[j], tiny), flush_subnormal(Q[j], tiny)
+                E0[j], E1[j] = flush_subnormal(E0[j], tiny), flush_subnormal(E1[j], tiny)
+                R[j] = flush_subnormal(R[j], tiny)
+        if is_reset(args, chunk, step):
             for j in range(n):
                 P[j], Q[j], E0[j], E1[j] = zero, nan, zero, zero
     if not bounded:
         for j in range(n):
             E0[j] = P[j]
-    _store(x, b, n0, n, chunk, maps, limits)
+    _store(args, chunk, summary, limits)

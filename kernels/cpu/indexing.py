@@ -1,40 +1,94 @@
-"""What the compiled loops of the CPU are told, and how they reach memory.
+"""What a compiled loop is called with, which part of the work a thread does, and where it lies.
 
-These functions are inlined by LLVM, and so compiled once for all loops of a process: inlined by
-numba, they made it a third slower to compile the loops.
+Tensors of time steps are [B, T, N], or [total, N] with cu_seqlens: any strides of batch and time,
+adjacent channels. The work is divided three times:
+
+    work item   some adjacent channels, a channel block, of one sequence
+    chunk       some consecutive steps of a work item; one chunk is all of them
+    thread      some consecutive chunks
+
+Steps are counted in the order in which a loop visits them: step 0 is a sequence's first time step
+in a forward loop, its last one in a forward loop with reverse=True. A backward loop visits the time
+steps of its forward loop in the opposite order.
+
+All functions here are inlined by LLVM, for the reason that `arithmetic` gives.
 """
 
-import struct
+import ctypes
+from typing import NamedTuple
 
 import llvmlite.ir as ir
 import numpy as np
-import torch
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from . import openmp
 
-# Elements by which memory is asked for ahead of use: the processor's own prefetcher follows rows
-# upwards in time only, and without this a walk down takes twice as long at 512 channels.
-_AHEAD = 2048
+# How many elements ahead of use a time step is prefetched. The processor's own prefetcher follows
+# time steps upwards only: without this, a loop from the last time step to the first takes twice as
+# long at 512 channels.
+_PREFETCH_DISTANCE = 2048
 
-
-# Addresses, sizes, strides in elements, flags, in C's layout. `states_b` is the stride of h0 and
-# h_n from one sequence to the next; from channel `turn` on, time is walked the other way.
-_INTEGERS = [
-    *("items", "blocks", "width", "chunks", "T", "N", "turn", "reverse", "tanh", "states_b"),
-    *("a", "a_b", "a_t", "h", "h_b", "h_t", "g", "g_b", "g_t", "u", "bias", "h0", "h_n"),
-    *("lengths", "cu_seqlens", "resets", "resets_b", "resets_t", "grad_u", "grad_b", "maps"),
-]
-_REALS = ["lo", "hi", "clip"]
-ARGUMENTS = np.dtype(
-    [(name, np.int64) for name in _INTEGERS] + [(name, np.float64) for name in _REALS]
-)
-# Ten times as fast as to fill in a record of numpy, field by field.
-pack = struct.Struct(f"={len(_INTEGERS)}q{len(_REALS)}d").pack
-
-_WORD, _FLOAT = ir.IntType(32), ir.FloatType()
 _thread_num, _num_threads = openmp.thread_num, openmp.num_threads
+
+
+_INTEGERS = [
+    *("T", "N"),
+    "channels_per_direction",  # N, or N / 2 where there are two directions
+    "reverse",  # of the first direction; the second one is opposite to it
+    "is_tanh",
+    "work_items",
+    "channel_blocks",  # of a sequence
+    "block_size",  # channels of a block; the last one may have fewer
+    "chunks",  # of time
+    *("a", "a_stride_b", "a_stride_t"),  # [B, T, N] or [total, N], as h, grad_h and grad_a
+    *("h", "h_stride_b", "h_stride_t"),
+    *("grad_h", "grad_h_stride_b", "grad_h_stride_t"),
+    *("grad_a", "grad_a_stride_b", "grad_a_stride_t"),
+    *("u", "bias"),  # [N]
+    *("h0", "h_n"),  # [B, N]
+    "grad_state",  # [B, N], holds the gradient of h_n and then that of h0
+    *("grad_u", "grad_bias"),  # [B, chunks, N]
+    "lengths",  # [B]
+    "cu_seqlens",  # [B + 1]
+    *("resets", "resets_stride_b", "resets_stride_t"),  # [B, T] or [total]
+    "summaries",  # [B, chunks - 1, 5, N], see `chunks`
+]
+_REALS = ["lo", "hi", "grad_clip"]  # lo and hi are the bounds of h
+
+
+class Arguments(ctypes.Structure):
+    """Of every loop. Tensors are addresses, 0 for one that is not given; strides are in elements.
+
+    A ctypes structure is filled ten times as fast as a numpy record, field by field.
+    """
+
+    _fields_ = [(name, ctypes.c_int64) for name in _INTEGERS] + [
+        (name, ctypes.c_double) for name in _REALS
+    ]
+
+
+class TimeSteps(NamedTuple):
+    """A tensor [B, T, N] or [total, N] as compiled code sees it."""
+
+    address: int
+    stride_b: int
+    stride_t: int
+    like: np.generic  # any number of the tensor's element type
+
+
+class Chunk(NamedTuple):
+    """Steps `start` to `stop` of `count` channels of one sequence."""
+
+    index: int  # of the chunk within its work item
+    b: int  # the sequence
+    channel: int  # the first one
+    count: int
+    begin: int  # where the sequence begins along the tensor's time axis
+    length: int  # of the sequence
+    start: int
+    stop: int
+    reverse: bool  # whether step 0 is the last time step
 
 
 @intrinsic
@@ -47,79 +101,13 @@ def _pointer(typing_context, address, index, like):
 
 
 @njit(forceinline=True)
-def row(address, index, count, like):
-    """`count` elements of the type of `like`, from element `index` of the array at `address`."""
-    return carray(_pointer(address, index, like), count)
-
-
-# How numbers lie in memory, as a numpy type; numbers of 16 bits become float32 in the loops.
-STORED = {
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.bfloat16: np.uint16,
-    torch.float16: np.int16,
-}
+def elements(address, first, count, like):
+    """An array of `count` elements, of the type of `like`, from the `first` one at `address`."""
+    return carray(_pointer(address, first, like), count)
 
 
 @intrinsic
-def read(typing_context, number):
-    """A number from memory as a float32, or as it is if it is a float."""
-    if isinstance(number, types.Float):
-        return number(number), lambda context, builder, signature, arguments: arguments[0]
-
-    def generate(context, builder, signature, arguments):
-        bits = builder.zext(arguments[0], _WORD)
-        if number == types.uint16:  # bfloat16
-            return builder.bitcast(builder.shl(bits, _WORD(16)), _FLOAT)
-        magnitude = builder.and_(bits, _WORD(0x7FFF))
-        shifted = builder.shl(magnitude, _WORD(13))
-        normal = builder.add(shifted, _WORD(112 << 23))
-        # Below the normal numbers: what the mantissa adds to 2^-14.
-        sum_ = builder.bitcast(builder.add(shifted, _WORD(113 << 23)), _FLOAT)
-        small = builder.bitcast(builder.fsub(sum_, _FLOAT(2.0**-14)), _WORD)
-        strange = builder.or_(shifted, _WORD(0x7F800000))  # infinite or NaN
-        is_small = builder.icmp_unsigned("<", magnitude, _WORD(0x400))
-        is_strange = builder.icmp_unsigned(">=", magnitude, _WORD(0x7C00))
-        result = builder.select(is_small, small, builder.select(is_strange, strange, normal))
-        sign = builder.shl(builder.and_(bits, _WORD(0x8000)), _WORD(16))
-        return builder.bitcast(builder.or_(result, sign), _FLOAT)
-
-    return types.float32(number), generate
-
-
-@intrinsic
-def stored(typing_context, number, like):
-    """A number as in memory, of the type of `like`, rounded as torch does: ties to even."""
-    if isinstance(like, types.Float):
-        return like(like, like), lambda context, builder, signature, arguments: arguments[0]
-
-    def generate(context, builder, signature, arguments):
-        number = arguments[0]
-        bits, is_nan = builder.bitcast(number, _WORD), builder.fcmp_unordered("uno", number, number)
-        if like == types.uint16:  # bfloat16
-            odd = builder.and_(builder.lshr(bits, _WORD(16)), _WORD(1))
-            rounded = builder.add(builder.add(bits, _WORD(0x7FFF)), odd)
-            result = builder.select(is_nan, _WORD(0x7FC0), builder.lshr(rounded, _WORD(16)))
-            return builder.trunc(result, ir.IntType(16))
-        magnitude = builder.and_(bits, _WORD(0x7FFFFFFF))
-        odd = builder.and_(builder.lshr(magnitude, _WORD(13)), _WORD(1))
-        rounded = builder.add(builder.sub(magnitude, _WORD((112 << 23) - 0xFFF)), odd)
-        normal = builder.lshr(rounded, _WORD(13))
-        # Below the normal numbers: 0.5 has its last bit at 2^-24.
-        sum_ = builder.fadd(builder.bitcast(magnitude, _FLOAT), _FLOAT(0.5))
-        small = builder.sub(builder.bitcast(sum_, _WORD), _WORD(126 << 23))
-        strange = builder.select(is_nan, _WORD(0x7E00), _WORD(0x7C00))
-        is_small = builder.icmp_unsigned("<", magnitude, _WORD(113 << 23))
-        is_strange = builder.icmp_unsigned(">=", magnitude, _WORD(143 << 23))
-        result = builder.select(is_small, small, builder.select(is_strange, strange, normal))
-        sign = builder.and_(builder.lshr(bits, _WORD(16)), _WORD(0x8000))
-        return builder.trunc(builder.or_(result, sign), ir.IntType(16))
-
-    return like(types.float32, like), generate
-
-
-@intrinsic
-def _numbers_in_a_line(typing_context, like):
+def _elements_of_cache_line(typing_context, like):
     number = 64 * 8 // like.bitwidth
 
     def generate(context, builder, signature, arguments):
@@ -129,7 +117,7 @@ def _numbers_in_a_line(typing_context, like):
 
 
 @intrinsic
-def _prefetch_line(typing_context, address, index, like):
+def _prefetch_cache_line(typing_context, address, index, like):
     def generate(context, builder, signature, arguments):
         array = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(like)))
         line = builder.bitcast(builder.gep(array, [arguments[1]]), ir.IntType(8).as_pointer())
@@ -144,88 +132,106 @@ def _prefetch_line(typing_context, address, index, like):
 
 
 @njit(forceinline=True)
-def prefetch(address, index, count, like):
-    for j in range(0, count, _numbers_in_a_line(like)):
-        _prefetch_line(address, index + j, like)
+def position(chunk, step):
+    """Where a step of the chunk's sequence lies along the tensor's time axis."""
+    return chunk.begin + (chunk.length - 1 - step if chunk.reverse else step)
 
 
 @njit(forceinline=True)
-def lead(count):
-    """How many steps ahead of use a row of `count` elements is asked for."""
-    return _AHEAD // count + 1
+def _first_element(tensor, chunk, step):
+    t = position(chunk, step)
+    return chunk.b * tensor.stride_b + t * tensor.stride_t + chunk.channel
 
 
 @njit(forceinline=True)
-def share(tasks):
-    """The range of tasks of the thread that calls."""
-    members, member = _num_threads(), _thread_num()
-    return tasks * member // members, tasks * (member + 1) // members
+def channels_at(tensor, chunk, step):
+    """The chunk's channels at a step, an array (count,) that is a view of `tensor`."""
+    first = _first_element(tensor, chunk, step)
+    return elements(tensor.address, first, chunk.count, tensor.like)
 
 
 @njit(forceinline=True)
-def channels(x, item):
-    """A work item: sequence, first channel, number of channels, direction of the walk."""
-    b, n0 = item // x.blocks, item % x.blocks * x.width
-    end = x.N
-    if x.turn < x.N:  # as many runs of channels in each half
-        half = x.blocks // 2
-        second = item % x.blocks >= half
-        n0 = item % x.blocks % half * x.width + (x.turn if second else 0)
-        end = x.N if second else x.turn
-        return b, n0, min(x.width, end - n0), (x.reverse != 0) != second
-    return b, n0, min(x.width, end - n0), x.reverse != 0
+def channels_of_state(args, address, chunk, like):
+    """The chunk's channels of a tensor [B, N] at `address`, an array (count,) that is a view."""
+    return elements(address, chunk.b * args.N + chunk.channel, chunk.count, like)
 
 
 @njit(forceinline=True)
-def extent(x, b):
-    """First row of sequence b, its length, and how many rows of the output are its own.
+def prefetch(tensor, chunk, step):
+    """Starts to load the chunk's channels at a later step."""
+    later = min(step + _PREFETCH_DISTANCE // chunk.count + 1, chunk.stop - 1)
+    first = _first_element(tensor, chunk, later)
+    for j in range(0, chunk.count, _elements_of_cache_line(tensor.like)):
+        _prefetch_cache_line(tensor.address, first + j, tensor.like)
 
-    Compiled code does not look at the values: one out of range must not leave the tensor.
+
+@njit(forceinline=True)
+def is_reset(args, chunk, step):
+    if args.resets == 0:
+        return False
+    t = position(chunk, step)
+    first = chunk.b * args.resets_stride_b + t * args.resets_stride_t
+    return elements(args.resets, first, 1, np.uint8(0))[0] != 0
+
+
+@njit(forceinline=True)
+def range_of_thread(tasks):
+    """The tasks of the thread that calls, as the first one and the end."""
+    threads, thread = _num_threads(), _thread_num()
+    return tasks * thread // threads, tasks * (thread + 1) // threads
+
+
+@njit(forceinline=True)
+def time_range(args, b):
+    """Where sequence b begins along the time axis of a tensor, and its length.
+
+    Compiled code trusts no value of a tensor: one that is out of range must not leave the memory.
     """
-    if x.cu_seqlens:
-        bounds = row(x.cu_seqlens, b, 2, np.int64(0))
-        begin = min(max(bounds[0], 0), x.T)
-        length = min(max(bounds[1], begin), x.T) - begin
-        return begin, length, length
-    if x.lengths:
-        return np.int64(0), min(max(row(x.lengths, b, 1, np.int64(0))[0], 0), x.T), x.T
-    return np.int64(0), x.T, x.T
+    if args.cu_seqlens:
+        bounds = elements(args.cu_seqlens, b, 2, np.int64(0))
+        begin = min(max(bounds[0], 0), args.T)
+        return begin, min(max(bounds[1], begin), args.T) - begin
+    if args.lengths:
+        length = elements(args.lengths, b, 1, np.int64(0))[0]
+        return np.int64(0), min(max(length, 0), args.T)
+    return np.int64(0), args.T
 
 
 @njit(forceinline=True)
-def steps(x, length, chunk):
-    """The steps of a chunk of a sequence. Chunk 0 has half the length of the others, as to run it
-    takes twice the time of a fold; and at least one step, so that the state has passed the clamp.
+def _steps_of_chunk(args, length, index):
+    """Start and stop. Chunk 0 has half as many steps as the others, as `plan` explains.
+
+    It has at least one step, so that the state in which chunk 1 starts has passed the clamp.
     """
-    others = x.chunks - 1
+    others = args.chunks - 1
     size = (2 * length + 2 * others) // (2 * others + 1)
     first = min(max(length - others * size, 1), length)
-    if chunk == 0:
+    if index == 0:
         return np.int64(0), first
-    start = min(first + (chunk - 1) * size, length)
+    start = min(first + (index - 1) * size, length)
     return start, min(start + size, length)
 
 
 @njit(forceinline=True)
-def time(begin, length, i, reverse):
-    """The row of step i of the walk, which goes down in time if reversed."""
-    return begin + (length - 1 - i if reverse else i)
+def chunk_of(args, item, index, backward):
+    """Chunk `index` of a work item, its steps in the order of a forward or a backward loop."""
+    b, block = item // args.channel_blocks, item % args.channel_blocks
+    channel, end, reverse = block * args.block_size, args.N, (args.reverse != 0) != backward
+    if args.channels_per_direction < args.N:  # two directions of as many blocks each
+        half = args.channel_blocks // 2
+        if block < half:
+            end = args.channels_per_direction
+        else:
+            channel = (block - half) * args.block_size + args.channels_per_direction
+            reverse = not reverse
+    begin, length = time_range(args, b)
+    start, stop = _steps_of_chunk(args, length, index)
+    count = min(args.block_size, end - channel)
+    return Chunk(index, b, channel, count, begin, length, start, stop, reverse)
 
 
 @njit(forceinline=True)
-def is_reset(x, b, t):
-    return x.resets != 0 and row(x.resets, b * x.resets_b + t * x.resets_t, 1, np.uint8(0))[0] != 0
-
-
-@njit(forceinline=True)
-def clamp(z, lo, hi):
-    """As torch.clamp: NaN stays NaN."""
-    z = lo if z < lo else z
-    return hi if z > hi else z
-
-
-@njit(forceinline=True)
-def flush(z, tiny):
-    """0 for a number below the normal ones. A state that fades for long would stay there for good,
-    and arithmetic with such numbers is tens of times slower, here and in what reads the result."""
-    return type(z)(0) if abs(z) < tiny else z
+def with_steps(chunk, start, stop):
+    """The same chunk with other steps."""
+    index, b, channel, count, begin, length, _, _, reverse = chunk
+    return Chunk(index, b, channel, count, begin, length, start, stop, reverse)

@@ -1,17 +1,18 @@
-"""Shapes to threads, runs of channels and chunks of time, and the call of a compiled loop.
+"""Starts a compiled loop: turns tensors and options into the `Arguments` of the loop.
 
-A call at (1, 1, 256), on a quiet machine: 6 microseconds, where a record of numpy, filled field by
-field, and tensors converted without need took 41.
+A call at (1, 1, 256) spends most of its time here and not in the loop: each Python object counts.
 """
 
-import ctypes
 import functools
 import math
-import sys
+from typing import NamedTuple
+
+from torch import Tensor
 
 from . import openmp
-from .indexing import pack
-from .loops import backward, compiled
+from .indexing import Arguments
+from .loops import backward, backward_summaries, compiled, forward, forward_summaries
+from .plan import plan
 
 BOUNDS = {
     "relu": (0.0, math.inf),
@@ -20,144 +21,160 @@ BOUNDS = {
     "relu6": (0.0, 6.0),
     "tanh": (-1.0, 1.0),
 }
-# Runs of channels: at most what fits the first-level cache with u and two buffers, at least a few
-# cache lines.
-_WIDEST, _NARROWEST = 1024, 64
-# What is cut in time has so many elements at least, and so many steps in a chunk.
-_FOLDED, _LEAST_STEPS = 1 << 18, 64
-# From this size in bytes on, memory that is asked for is always new: glibc keeps none of it.
-_NEW_MEMORY = 32 << 20
-_LARGE_PAGE, _USE_LARGE_PAGES = 2 << 20, 14  # MADV_HUGEPAGE
-
-_advise = None
-if sys.platform == "linux":
-    _advise = ctypes.CDLL(None).madvise
-    _advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-def in_large_pages(tensor):
-    """Asks for memory that shall be written wholly, so that none is wasted, in pages of 2 MiB."""
-    size = tensor.numel() * tensor.element_size()
-    if size >= _NEW_MEMORY and _advise is not None:
-        start = -(-tensor.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
-        end = (tensor.data_ptr() + size) // _LARGE_PAGE * _LARGE_PAGE
-        _advise(start, end - start, _USE_LARGE_PAGES)
-    return tensor
+class Options(NamedTuple):
+    nonlinearity: str
+    reverse: bool
+    bidirectional: bool = False  # the second half of the channels goes opposite to the first
+    grad_clip: float | None = None
+    chunks: int | None = None  # of time; None: as `plan` says
 
 
-def run(
-    make,
-    rows,  # a, h, g: with batch and time strides, or None
-    states,  # u, bias [N], h0, h_n [B, N]: contiguous, or None
-    sequences,  # lengths, cu_seqlens, resets: tensors or None
-    nonlinearity,
-    reverse,
-    bidirectional,
-    chunks,
-    grad_clip=None,
+class Sequences(NamedTuple):
+    """Where sequences end before the last time step, and where they start anew."""
+
+    lengths: Tensor | None  # [B] int64
+    cu_seqlens: Tensor | None  # [B + 1] int64
+    resets: Tensor | None  # [B, T] or [total] bool
+
+
+def run_forward(
+    a,  # [B, T, N] or [total, N]
+    h,  # like a, is written; may be a
+    u,  # [N]
+    bias,  # [N] or None
+    h0,  # [B, N] or None
+    h_n,  # [B, N], is written
+    sequences,
+    options,
 ):
-    """Runs the loop that `make` makes; of the backward, returns the sums [2, B * chunks, N]."""
-    a, h, g = rows
-    u, bias, h0, h_n = states
+    """Runs the forward loop.
+
+    a and h have adjacent channels and any strides of batch and time. All other tensors are
+    contiguous, of the type that the loops compute in.
+    """
+    B, N, repeats = _sequences_and_channels(h_n, (a, h), sequences, options)
+    if repeats > 1:
+        u, bias = u.repeat(repeats), None if bias is None else bias.repeat(repeats)
+    in_place = a.data_ptr() == h.data_ptr()
+    arguments, threads = _arguments(B, N, h, in_place, sequences, options)
+    arguments.a, arguments.a_stride_b, arguments.a_stride_t = _address_and_strides(a)
+    arguments.u, arguments.h_n = u.data_ptr(), h_n.data_ptr()
+    if bias is not None:
+        arguments.bias = bias.data_ptr()
+    if h0 is not None:
+        arguments.h0 = h0.data_ptr()
+    _run(forward_summaries, forward, arguments, threads, h.dtype, like=h_n)
+
+
+def run_backward(
+    grad_h,  # [B, T, N] or [total, N]
+    h,  # like grad_h
+    grad_a,  # like grad_h, is written; may be grad_h
+    u,  # [N]
+    h0,  # [B, N] or None
+    grad_state,  # [B, N], the gradient of h_n; is overwritten with that of h0
+    sequences,
+    options,
+):
+    """Runs the backward loop on tensors as those of `run_forward`, returns grad_u and grad_bias,
+    [N] each."""
+    B, N, repeats = _sequences_and_channels(grad_state, (grad_h, h, grad_a), sequences, options)
+    if repeats > 1:
+        u = u.repeat(repeats)
+    arguments, threads = _arguments(B, N, h, True, sequences, options)
+    sums = grad_state.new_empty(2, B * arguments.chunks * repeats, N // repeats)
+    arguments.grad_u, arguments.grad_bias = sums[0].data_ptr(), sums[1].data_ptr()
+    address, stride_b, stride_t = _address_and_strides(grad_h)
+    arguments.grad_h = address
+    arguments.grad_h_stride_b, arguments.grad_h_stride_t = stride_b, stride_t
+    address, stride_b, stride_t = _address_and_strides(grad_a)
+    arguments.grad_a = address
+    arguments.grad_a_stride_b, arguments.grad_a_stride_t = stride_b, stride_t
+    arguments.u, arguments.grad_state = u.data_ptr(), grad_state.data_ptr()
+    if h0 is not None:
+        arguments.h0 = h0.data_ptr()
+    _run(backward_summaries, backward, arguments, threads, h.dtype, like=grad_state)
+    return sums[0].sum(0), sums[1].sum(0)
+
+
+def _sequences_and_channels(state, time_steps, sequences, options):
+    """B, N, and how many sequences of the batch each of the B stands for.
+
+    A time-first batch [B, T, N] whose sequences all have T steps is one sequence of B * N channels,
+    since a time step is then one piece of memory, and long pieces are read fastest.
+
+    state: [B, N]. time_steps: all tensors with a time axis.
+    """
+    (B, N), (lengths, cu_seqlens, resets) = state.shape, sequences
+    if B < 2 or options.bidirectional or lengths is not None or cu_seqlens is not None:
+        return B, N, 1
+    if resets is not None or any(x.stride(0) != N or x.shape[1] < 2 for x in time_steps):
+        return B, N, 1
+    return 1, B * N, B
+
+
+def _arguments(B, N, h, in_place, sequences, options):
+    """What forward and backward have in common, and the number of threads."""
+    threads = openmp.thread_count(h.numel())
+    fixed = _arguments_without_tensors(B, h.shape[-2], N, threads, in_place, options)
+    arguments = Arguments.from_buffer_copy(fixed)
+    arguments.h, arguments.h_stride_b, arguments.h_stride_t = _address_and_strides(h)
     lengths, cu_seqlens, resets = sequences
-    all_long = lengths is None and cu_seqlens is None and resets is None
-    B, N = h_n.shape
-    T, channels, repeats = h.shape[-2], N, 1
-    h_b, h_t = g_b, g_t = (0, *h.stride())[-3:-1]  # without a batch dimension its stride is 0
-    a_b, a_t = (h_b, h_t) if a is h else (0, *a.stride())[-3:-1]
-    if g is not None:
-        g_b, g_t = (0, *g.stride())[-3:-1]
-    if a_b == h_b == g_b == N and B > 1 and T > 1 and all_long and not bidirectional:
-        # Time first, all of one length: one sequence of B * N channels, in longer rows of memory.
-        u, bias = u.repeat(B), None if bias is None else bias.repeat(B)
-        B, N, repeats = 1, B * N, B
-    threads = openmp.size(h.numel())
-    directions = 2 if bidirectional else 1
-    turn = N // directions
-    tanh = nonlinearity == "tanh"
-    if tanh and chunks not in (None, 1):
-        raise ValueError(f"tanh is not a clamp and cannot be cut in time: chunks={chunks}")
-    chunks, moves = 1 if tanh else chunks, g is None and a.data_ptr() != h.data_ptr()
-    width, blocks, chunks = _plan(B * directions, T, turn, threads, chunks, moves)
-    blocks *= directions
-    maps = h_n.new_empty((B, chunks - 1, 5, N)) if chunks > 1 else None
-    sums = h_n.new_empty((2, B * chunks * repeats, channels)) if make is backward else None
-    if B == 0 or N == 0:
-        return sums
-    lo, hi = BOUNDS[nonlinearity]
-    if all_long:
-        told = _NO_SEQUENCES
-    else:
-        strides = (0, 0) if resets is None else (0, *resets.stride())[-2:]
-        told = _address(lengths), _address(cu_seqlens), _address(resets), *strides
-    arguments = pack(
-        *(B * blocks, blocks, width, chunks, T, N, turn, reverse, tanh, N),
-        *(a.data_ptr(), a_b, a_t, h.data_ptr(), h_b, h_t, 0 if g is None else g.data_ptr()),
-        *(g_b, g_t, u.data_ptr(), _address(bias), _address(h0), h_n.data_ptr(), *told),
-        *(0, 0) if sums is None else (sums[0].data_ptr(), sums[1].data_ptr()),
-        *(0 if maps is None else maps.data_ptr(), lo, hi),
-        math.inf if grad_clip is None else grad_clip,
-    )
-    if chunks > 1:
-        openmp.run(compiled(make, h.dtype, folding=True), arguments, threads)
-    openmp.run(compiled(make, h.dtype), arguments, threads)
-    return sums
-
-
-_NO_SEQUENCES = 0, 0, 0, 0, 0
-
-
-def _address(tensor):
-    return 0 if tensor is None else tensor.data_ptr()
+    if lengths is not None:
+        arguments.lengths = lengths.data_ptr()
+    if cu_seqlens is not None:
+        arguments.cu_seqlens = cu_seqlens.data_ptr()
+    if resets is not None:
+        arguments.resets = resets.data_ptr()
+        arguments.resets_stride_b, arguments.resets_stride_t = (0, *resets.stride())[-2:]
+    return arguments, threads
 
 
 @functools.lru_cache(1024)
-def _plan(B, T, N, threads, chunks, moves):
-    """Width of a run of channels, number of runs, chunks of time.
+def _arguments_without_tensors(B, T, N, threads, in_place, options):
+    """What depends on shapes and options alone.
 
-    One sequence on one thread takes the time 1. Cut into runs of channels, it takes `share` divided
-    by the threads, as they read and write the same pages; where channels are so many that a run is
-    as long as a page, just that fraction. Cut in time, there are the first chunk and `others`,
-    twice as long: each thread folds one and runs one, and to fold costs `fold` of a run.
-
-    At (1, 65536, 256), 2 threads are faster than 1, with runs of channels and with 3 chunks:
-
-        forward, to memory that was asked for just now   1.0   1.4  (in large pages 1.2   1.5)
-        forward, to memory that was there                1.0 to 1.3   1.5
-        forward, in place                                1.35   1.0
-        backward, to memory that was asked for just now  1.15   1.4
-        backward, to memory that was there               1.8   1.5
-
-    `moves`: the forward writes to another place than it reads from.
+    Cached, as it takes 1.5 of the 6 microseconds of a call at (1, 1, 256).
     """
-    if B == 0 or N == 0:
-        return 1, 0, 1
-    blocks = _blocks(B, N, threads)
-    if chunks is None:
+    nonlinearity, reverse, bidirectional, grad_clip, chunks = options
+    is_tanh, directions = nonlinearity == "tanh", 2 if bidirectional else 1
+    if is_tanh:
+        if chunks not in (None, 1):
+            raise ValueError(f"tanh is not a clamp and allows no chunks of time: chunks={chunks}")
         chunks = 1
-        share, fold = (1.6, 0.5) if moves else (1.3, 1.0)
-        best = _rounds(B * blocks, threads) / blocks * (share if blocks > N / _WIDEST else 1)
-        if threads > B and B * T * N >= _FOLDED:
-            for others in range(2, 2 * threads):
-                time = _rounds(B * others, threads) * (1 + fold) / (others + fold)
-                if time < 0.999 * best and _LEAST_STEPS * others <= T:
-                    best, chunks = time, others + 1
-    if chunks > 1:
-        blocks = math.ceil(N / _WIDEST)
-    return -(-N // blocks), blocks, chunks
+    channels = N // directions
+    planned = plan(B * directions, T, channels, threads, in_place, chunks)
+    lo, hi = BOUNDS[nonlinearity]
+    return Arguments(
+        T=T,
+        N=N,
+        channels_per_direction=channels,
+        reverse=reverse,
+        is_tanh=is_tanh,
+        work_items=B * directions * planned.channel_blocks,
+        channel_blocks=directions * planned.channel_blocks,
+        block_size=planned.block_size,
+        chunks=planned.chunks,
+        lo=lo,
+        hi=hi,
+        grad_clip=math.inf if grad_clip is None else grad_clip,
+    )
 
 
-def _rounds(tasks, threads):
-    return math.ceil(tasks / threads)
+def _address_and_strides(x):
+    """Of batch and time, for x of [B, T, N] or [total, N]."""
+    return x.data_ptr(), *(0, *x.stride())[-3:-1]
 
 
-def _blocks(B, N, threads):
-    """Runs of channels a sequence: few, as memory is best read in long rows, but so many that every
-    thread gets about the same."""
-    blocks = math.ceil(N / _WIDEST)
-    while blocks * _NARROWEST < N:
-        items = B * blocks
-        if math.ceil(items / threads) * threads <= 1.1 * items:
-            break
-        blocks += 1
-    return math.ceil(N / math.ceil(N / blocks))  # none of them empty
+def _run(make_summaries, make, arguments, threads, dtype, like):
+    """Runs a loop, after the one that summarizes chunks if there are several."""
+    if arguments.work_items == 0:
+        return
+    if arguments.chunks > 1:
+        B = arguments.work_items // arguments.channel_blocks
+        summaries = like.new_empty(B, arguments.chunks - 1, 5, arguments.N)
+        arguments.summaries = summaries.data_ptr()
+        openmp.run(compiled(make_summaries, dtype), arguments, threads)
+    openmp.run(compiled(make, dtype), arguments, threads)

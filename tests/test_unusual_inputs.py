@@ -1,5 +1,5 @@
-"""Inputs that few have: overlapping rows, negative views, strided biases, forward-mode
-derivatives."""
+"""Inputs that few people have: overlapping time steps, negative views, strided biases, forward-mode
+derivatives, complex numbers."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from fastindrnn.functional import indrnn, indrnn_scan
 from fastindrnn.kernels import reference
 
 
-def test_overlapping_rows():
-    """Frames of a signal, each shifted by one sample: every stride is 1."""
+def test_overlapping_time_steps():
+    """Frames of a signal, each one sample later than the one before: all strides but one are 1."""
     a, u = torch.randn(2, 40).unfold(1, 32, 1), torch.rand(32)
     torch.testing.assert_close(indrnn_scan(a, u)[0], reference.scan(a, u)[0])
     weight = torch.randn(5, 32)
@@ -21,7 +21,7 @@ def test_overlapping_rows():
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_negative_views(requires_grad):
-    """`.imag` of a conjugate holds the numbers with the other sign."""
+    """`.imag` of a conjugate: a view of the imaginary parts that PyTorch negates when it reads."""
     a, u = torch.randn(2, 9, 4), torch.rand(4)
     view = torch.complex(torch.rand(4), -u).conj().imag
     assert view.is_neg()
@@ -41,7 +41,7 @@ def test_strided_bias(requires_grad):
 
 
 def test_forward_mode_is_refused():
-    """PyTorch would take the operator for a constant, with a derivative of 0."""
+    """PyTorch would treat the operator as a constant, whose derivative is 0."""
     a, u = torch.randn(2, 9, 4), torch.rand(4)
     rnn = IndRNN(4, 5, num_layers=2)
     for function in (lambda a: indrnn_scan(a, u)[0], lambda a: rnn(a)[0]):
@@ -64,9 +64,9 @@ def test_reverse_must_be_a_bool():
 
 
 def test_no_output_shares_memory_with_another():
-    """An operator's results may be written to."""
+    """A user may write to one result, and the others must not change."""
     x = torch.randn(2, 9, 3, requires_grad=True)
     rnn = IndRNN(3, 4, num_layers=2, batch_first=True)
     rnn(x)[0].sum().backward()
-    places = [p.grad.untyped_storage().data_ptr() for p in rnn.parameters()]
-    assert len(set(places)) == len(places)
+    addresses = [p.grad.untyped_storage().data_ptr() for p in rnn.parameters()]
+    assert len(set(addresses)) == len(addresses)
