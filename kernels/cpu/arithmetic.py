@@ -27,7 +27,7 @@ ELEMENT_TYPES = {
 
 
 class Limits(NamedTuple):
-    """Of the type that the loops compute in."""
+    """Numbers of the type that the loops compute in."""
 
     tiny: np.floating  # the smallest normal number
     largest: np.floating  # the largest finite number

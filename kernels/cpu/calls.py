@@ -36,7 +36,7 @@ def scan_forward(
     cu_seqlens=None,  # [B + 1] int64
     resets=None,  # [B, T] or [total] bool
     bias=None,  # [N], is added to a
-    bidirectional=False,  # the second half of the channels goes opposite to the first
+    bidirectional=False,  # the second half of the channels runs opposite in time
     chunks=None,  # of time; None: as `plan` says
 ):
     """Writes h_t = f(a_t + bias + u * h_{t-1}), returns h_n [B, N] of a's dtype.

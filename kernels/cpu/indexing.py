@@ -1,11 +1,11 @@
 """What a compiled loop is called with, which part of the work a thread does, and where it lies.
 
-Tensors of time steps are [B, T, N], or [total, N] with cu_seqlens: any strides of batch and time,
-adjacent channels. The work is divided three times:
+Tensors with a time axis are [B, T, N], or [total, N] with cu_seqlens: any strides of batch and
+time, adjacent channels. The work is divided into
 
-    work item   some adjacent channels, a channel block, of one sequence
-    chunk       some consecutive steps of a work item; one chunk is all of them
-    thread      some consecutive chunks
+    work items    one sequence and some adjacent channels, a channel block
+    chunks        some consecutive steps of a work item; often one chunk has all of them
+    tasks         one chunk each; every thread has some consecutive tasks
 
 Steps are counted in the order in which a loop visits them: step 0 is a sequence's first time step
 in a forward loop, its last one in a forward loop with reverse=True. A backward loop visits the time
@@ -58,7 +58,9 @@ _REALS = ["lo", "hi", "grad_clip"]  # lo and hi are the bounds of h
 
 
 class Arguments(ctypes.Structure):
-    """Of every loop. Tensors are addresses, 0 for one that is not given; strides are in elements.
+    """The arguments of every loop.
+
+    Tensors are addresses, 0 for a tensor that is not given. Strides are in elements.
 
     A ctypes structure is filled ten times as fast as a numpy record, field by field.
     """
@@ -175,9 +177,37 @@ def is_reset(args, chunk, step):
 
 
 @njit(forceinline=True)
-def range_of_thread(tasks):
+def load_or_zero(buffer, address, first, count):
+    """Copies `count` elements from the `first` one at `address`, or writes 0 if there is none."""
+    if address:
+        given = elements(address, first, count, buffer[0])
+        for j in range(count):
+            buffer[j] = given[j]
+    else:
+        for j in range(count):
+            buffer[j] = 0
+
+
+@njit(forceinline=True)
+def zero_padding(args, tensor, chunk):
+    """Writes 0 to the time steps of a padded sequence that lie past its length."""
+    end = args.T if args.lengths else chunk.length
+    for t in range(chunk.length, end):
+        first = chunk.b * tensor.stride_b + t * tensor.stride_t + chunk.channel
+        padding = elements(tensor.address, first, chunk.count, tensor.like)
+        for j in range(chunk.count):
+            padding[j] = 0
+
+
+@njit(forceinline=True)
+def _tasks_of_item(args):
+    return max(args.chunks - 1, 1)
+
+
+@njit(forceinline=True)
+def tasks_of_thread(args):
     """The tasks of the thread that calls, as the first one and the end."""
-    threads, thread = _num_threads(), _thread_num()
+    tasks, threads, thread = args.work_items * _tasks_of_item(args), _num_threads(), _thread_num()
     return tasks * thread // threads, tasks * (thread + 1) // threads
 
 
@@ -185,7 +215,7 @@ def range_of_thread(tasks):
 def time_range(args, b):
     """Where sequence b begins along the time axis of a tensor, and its length.
 
-    Compiled code trusts no value of a tensor: one that is out of range must not leave the memory.
+    Values out of range are moved into it: compiled code must not write outside of a tensor.
     """
     if args.cu_seqlens:
         bounds = elements(args.cu_seqlens, b, 2, np.int64(0))
@@ -199,9 +229,10 @@ def time_range(args, b):
 
 @njit(forceinline=True)
 def _steps_of_chunk(args, length, index):
-    """Start and stop. Chunk 0 has half as many steps as the others, as `plan` explains.
+    """Start and stop of a chunk. Chunk 0 has half as many steps as the others, see `plan`.
 
-    It has at least one step, so that the state in which chunk 1 starts has passed the clamp.
+    It has at least one step, since a map takes for granted that the state before it is within the
+    bounds, and h0 need not be.
     """
     others = args.chunks - 1
     size = (2 * length + 2 * others) // (2 * others + 1)
@@ -213,8 +244,15 @@ def _steps_of_chunk(args, length, index):
 
 
 @njit(forceinline=True)
-def chunk_of(args, item, index, backward):
-    """Chunk `index` of a work item, its steps in the order of a forward or a backward loop."""
+def chunk_of(args, task, summarizes, backward):
+    """The chunk of a task, its steps in the order of a forward or a backward loop.
+
+    summarizes: whether this is the first loop of two. The second one has no task for chunk 0, which
+    the first one runs, and so its task 0 of a work item is the last chunk.
+    """
+    item, index = task // _tasks_of_item(args), task % _tasks_of_item(args)
+    if index == 0 and not summarizes:
+        index = args.chunks - 1
     b, block = item // args.channel_blocks, item % args.channel_blocks
     channel, end, reverse = block * args.block_size, args.N, (args.reverse != 0) != backward
     if args.channels_per_direction < args.N:  # two directions of as many blocks each

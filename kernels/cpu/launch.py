@@ -7,11 +7,17 @@ import functools
 import math
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from numba import from_dtype, types
+from numba.core import typing
 from torch import Tensor
 
 from . import openmp
+from .arithmetic import ELEMENT_TYPES
+from .cache import compile_loop
 from .indexing import Arguments
-from .loops import backward, backward_summaries, compiled, forward, forward_summaries
+from .loops import backward, backward_summaries, forward, forward_summaries
 from .plan import plan
 
 BOUNDS = {
@@ -26,7 +32,7 @@ BOUNDS = {
 class Options(NamedTuple):
     nonlinearity: str
     reverse: bool
-    bidirectional: bool = False  # the second half of the channels goes opposite to the first
+    bidirectional: bool = False  # the second half of the channels runs opposite in time
     grad_clip: float | None = None
     chunks: int | None = None  # of time; None: as `plan` says
 
@@ -176,5 +182,15 @@ def _run(make_summaries, make, arguments, threads, dtype, like):
         B = arguments.work_items // arguments.channel_blocks
         summaries = like.new_empty(B, arguments.chunks - 1, 5, arguments.N)
         arguments.summaries = summaries.data_ptr()
-        openmp.run(compiled(make_summaries, dtype), arguments, threads)
-    openmp.run(compiled(make, dtype), arguments, threads)
+        openmp.run(_compiled(make_summaries, dtype), arguments, threads)
+    openmp.run(_compiled(make, dtype), arguments, threads)
+
+
+@functools.cache
+def _compiled(make, dtype):
+    """The loop that `make` makes for tensors of a dtype, compiled once and kept on disk."""
+    real = np.float64 if dtype == torch.float64 else np.float32
+    name = f"{make.__name__}_{str(dtype).removeprefix('torch.')}"
+    signature = typing.signature(types.void, types.CPointer(from_dtype(np.dtype(Arguments))))
+    options = {"fastmath": {"contract"}, "error_model": "numpy"}
+    return openmp.Loop(compile_loop(make(real, ELEMENT_TYPES[dtype]), name, signature, **options))

@@ -31,17 +31,12 @@ second loop runs the chunks from 1 on, each from the state that `propagate` find
 summarized a chunk also runs it, while it may still be in cache.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from numba import carray, from_dtype, njit, types
-from numba.core import typing
+from numba import carray, njit
 
-from . import openmp
-from .arithmetic import ELEMENT_TYPES, clamp, flush_subnormal, from_float, limits_of, to_float
-from .cache import compile_loop
+from .arithmetic import clamp, flush_subnormal, from_float, limits_of, to_float
 from .chunks import (
     propagate,
     store_end,
@@ -50,15 +45,16 @@ from .chunks import (
     summary_buffers,
 )
 from .indexing import (
-    Arguments,
     TimeSteps,
     channels_at,
     channels_of_state,
     chunk_of,
     elements,
     is_reset,
+    load_or_zero,
     prefetch,
-    range_of_thread,
+    tasks_of_thread,
+    zero_padding,
 )
 
 
@@ -70,29 +66,6 @@ class _Gradients(NamedTuple):
     sum_u: np.ndarray
     sum_bias: np.ndarray
     zeros: np.ndarray  # of the element type of h
-
-
-@njit(forceinline=True)
-def _load_or_zero(buffer, address, first, count):
-    """Copies `count` elements from the `first` one at `address`, or writes 0 if there is none."""
-    if address:
-        given = elements(address, first, count, buffer[0])
-        for j in range(count):
-            buffer[j] = given[j]
-    else:
-        for j in range(count):
-            buffer[j] = 0
-
-
-@njit(forceinline=True)
-def _zero_padding(args, tensor, chunk):
-    """Writes 0 to the time steps of a padded sequence that lie past its length."""
-    end = args.T if args.lengths else chunk.length
-    for t in range(chunk.length, end):
-        first = chunk.b * tensor.stride_b + t * tensor.stride_t + chunk.channel
-        padding = elements(tensor.address, first, chunk.count, tensor.like)
-        for j in range(chunk.count):
-            padding[j] = 0
 
 
 @njit(inline="always")
@@ -119,7 +92,10 @@ def _run_forward(args, chunk, a, h, state, bias, lo, hi, tiny):
 
 
 def forward(real, element):
-    """Of element type `element`, computed in `real`: runs all chunks but a first one of several."""
+    """The loop that runs chunks: the only one of a work item, or of several all but the first.
+
+    real: the type that it computes in. element: the type of the elements of a and h.
+    """
     like, limits = element(0), limits_of(real)
 
     def loop(pointer):
@@ -131,17 +107,13 @@ def forward(real, element):
         bias = np.empty(args.block_size, real)
         bounded = lo > -np.inf
         lowest = lo if bounded else real(0)
-        tasks_of_item = max(args.chunks - 1, 1)
-        first_task, end_task = range_of_thread(args.work_items * tasks_of_item)
+        first_task, end_task = tasks_of_thread(args)
         for task in range(first_task, end_task):
-            index = task % tasks_of_item
-            if index == 0:  # chunk 0 has been run, and the last one has no task of its own
-                index = args.chunks - 1
-            chunk = chunk_of(args, task // tasks_of_item, index, backward=False)
-            _load_or_zero(bias, args.bias, chunk.channel, chunk.count)
+            chunk = chunk_of(args, task, summarizes=False, backward=False)
+            load_or_zero(bias, args.bias, chunk.channel, chunk.count)
             runs_to_end = True
-            if index == 0:
-                _load_or_zero(state, args.h0, chunk.b * args.N + chunk.channel, chunk.count)
+            if chunk.index == 0:
+                load_or_zero(state, args.h0, chunk.b * args.N + chunk.channel, chunk.count)
             else:
                 chunk, runs_to_end = propagate(args, chunk, state, end, lowest, bounded, limits)
             _run_forward(args, chunk, a, h, state, bias, lo, hi, limits.tiny)
@@ -149,13 +121,14 @@ def forward(real, element):
                 h_n = channels_of_state(args, args.h_n, chunk, real(0))
                 for j in range(chunk.count):
                     h_n[j] = state[j]
-                _zero_padding(args, h, chunk)
+                zero_padding(args, h, chunk)
 
     return loop
 
 
 def forward_summaries(real, element):
-    """Runs the first chunk of several and summarizes the others but the last."""
+    """The loop before it where there are several chunks: it runs the first one and summarizes the
+    others but the last."""
     like, limits = element(0), limits_of(real)
 
     def loop(pointer):
@@ -165,13 +138,12 @@ def forward_summaries(real, element):
         h = TimeSteps(args.h, args.h_stride_b, args.h_stride_t, like)
         state, bias = np.empty(args.block_size, real), np.empty(args.block_size, real)
         summary = summary_buffers(args.block_size, real(0))
-        tasks_of_item = args.chunks - 1
-        first_task, end_task = range_of_thread(args.work_items * tasks_of_item)
+        first_task, end_task = tasks_of_thread(args)
         for task in range(first_task, end_task):
-            chunk = chunk_of(args, task // tasks_of_item, task % tasks_of_item, backward=False)
-            _load_or_zero(bias, args.bias, chunk.channel, chunk.count)
+            chunk = chunk_of(args, task, summarizes=True, backward=False)
+            load_or_zero(bias, args.bias, chunk.channel, chunk.count)
             if chunk.index == 0:
-                _load_or_zero(state, args.h0, chunk.b * args.N + chunk.channel, chunk.count)
+                load_or_zero(state, args.h0, chunk.b * args.N + chunk.channel, chunk.count)
                 _run_forward(args, chunk, a, h, state, bias, lo, hi, limits.tiny)
                 store_end(args, chunk, state)
             else:
@@ -182,7 +154,10 @@ def forward_summaries(real, element):
 
 @njit(forceinline=True)
 def _step_backward(count, buffers, u, previous, clip, tiny):
-    """Clips d_t, adds it to the sums, and makes grad_state that of the step before t in time."""
+    """Clips d_t, adds to the sums over time, and sets grad_state to u * d_t.
+
+    previous: h_{t-1}. On entry d is d_t before the clip.
+    """
     d = buffers.d
     for j in range(count):
         d[j] = flush_subnormal(clamp(d[j], -clip, clip), tiny)
@@ -193,9 +168,10 @@ def _step_backward(count, buffers, u, previous, clip, tiny):
 
 @njit(inline="always")
 def _run_backward(args, chunk, grad_h, h, grad_a, buffers, lo, hi, tiny):
-    """Computes d at the steps of a chunk and stores it in grad_a, and its sums over the chunk.
+    """Computes grad_a at the steps of a chunk, and stores the sums for grad_u and grad_bias.
 
-    `buffers.grad_state` is that of the chunk's first step and then that of the step after its last.
+    `buffers.grad_state` is the gradient with respect to h from outside the chunk: on entry that
+    from later in time, on exit that for earlier in time.
     """
     zero, one, clip = type(tiny)(0), type(tiny)(1), type(tiny)(args.grad_clip)
     d, grad_state, sum_u, sum_bias, zeros = buffers
@@ -224,8 +200,8 @@ def _run_backward(args, chunk, grad_h, h, grad_a, buffers, lo, hi, tiny):
             h0 = channels_of_state(args, args.h0, chunk, zero)
             _step_backward(n, buffers, u, h0, clip, tiny)
         else:
-            starts = is_first_in_time or reset
-            previous = zeros if starts else channels_at(h, chunk, step + 1)
+            starts_from_zero = is_first_in_time or reset
+            previous = zeros if starts_from_zero else channels_at(h, chunk, step + 1)
             _step_backward(n, buffers, u, previous, clip, tiny)
         if reset:
             grad_state[:n] = zero
@@ -252,7 +228,7 @@ def _gradient_buffers(size, zero, like):
 
 
 def backward(real, element):
-    """As `forward`, from a sequence's last step in time to its first."""
+    """As `forward`, in the opposite order of time."""
     like, limits = element(0), limits_of(real)
 
     def loop(pointer):
@@ -265,16 +241,12 @@ def backward(real, element):
         end = np.empty(args.block_size, real)
         bounded = args.grad_clip < np.inf
         lowest = -limits.largest if bounded else real(0)
-        tasks_of_item = max(args.chunks - 1, 1)
-        first_task, end_task = range_of_thread(args.work_items * tasks_of_item)
+        first_task, end_task = tasks_of_thread(args)
         for task in range(first_task, end_task):
-            index = task % tasks_of_item
-            if index == 0:  # chunk 0 has been run, and the last one has no task of its own
-                index = args.chunks - 1
-            chunk = chunk_of(args, task // tasks_of_item, index, backward=True)
+            chunk = chunk_of(args, task, summarizes=False, backward=True)
             grad_state = channels_of_state(args, args.grad_state, chunk, real(0))
             runs_to_end = True
-            if index == 0:
+            if chunk.index == 0:
                 for j in range(chunk.count):
                     buffers.grad_state[j] = grad_state[j]
             else:
@@ -284,13 +256,13 @@ def backward(real, element):
             if runs_to_end:
                 for j in range(chunk.count):
                     grad_state[j] = buffers.grad_state[j]
-                _zero_padding(args, grad_a, chunk)
+                zero_padding(args, grad_a, chunk)
 
     return loop
 
 
 def backward_summaries(real, element):
-    """As `forward_summaries`, from a sequence's last step in time to its first."""
+    """As `forward_summaries`, in the opposite order of time."""
     like, limits = element(0), limits_of(real)
 
     def loop(pointer):
@@ -301,10 +273,9 @@ def backward_summaries(real, element):
         grad_a = TimeSteps(args.grad_a, args.grad_a_stride_b, args.grad_a_stride_t, like)
         buffers = _gradient_buffers(args.block_size, real(0), like)
         summary = summary_buffers(args.block_size, real(0))
-        tasks_of_item = args.chunks - 1
-        first_task, end_task = range_of_thread(args.work_items * tasks_of_item)
+        first_task, end_task = tasks_of_thread(args)
         for task in range(first_task, end_task):
-            chunk = chunk_of(args, task // tasks_of_item, task % tasks_of_item, backward=True)
+            chunk = chunk_of(args, task, summarizes=True, backward=True)
             if chunk.index == 0:
                 grad_state = channels_of_state(args, args.grad_state, chunk, real(0))
                 for j in range(chunk.count):
@@ -315,13 +286,3 @@ def backward_summaries(real, element):
                 summarize_backward_chunk(args, chunk, grad_h, h, summary, lo, hi, limits)
 
     return loop
-
-
-@functools.cache
-def compiled(make, dtype):
-    """The loop that `make` makes for tensors of a dtype, compiled once and kept on disk."""
-    real = np.float64 if dtype == torch.float64 else np.float32
-    name = f"{make.__name__}_{str(dtype).removeprefix('torch.')}"
-    signature = typing.signature(types.void, types.CPointer(from_dtype(np.dtype(Arguments))))
-    options = {"fastmath": {"contract"}, "error_model": "numpy"}
-    return openmp.Loop(compile_loop(make(real, ELEMENT_TYPES[dtype]), name, signature, **options))

@@ -17,18 +17,20 @@ class Plan(NamedTuple):
 
 
 def plan(B, T, N, threads, in_place, chunks=None):
-    """For B sequences of T steps and N channels, which all go in one direction.
+    """How to divide B sequences of T steps and N channels, all of one direction.
 
     in_place: whether the loop writes to memory that it also reads, as every backward does.
     chunks: their number, where the caller sets it.
 
-    The time of one sequence on one thread is the unit below. Threads that share a sequence's
-    channels take more than their share of it, as they read and write the same pages of memory:
-    `sharing` times as much. Where blocks are as large as a page they do not.
+    Threads can share a sequence in two ways, and the one with the smaller estimate of its time is
+    taken. The unit of the estimates is the time of one sequence on one thread.
 
-    With chunks of time, chunk 0 has half the steps of each of the `others`. In two phases, every
-    thread summarizes one of the others, which takes `summary` times as long as to run it, and then
-    runs one.
+    Channel blocks: the threads read and write the same pages of memory and are slower for it, by
+    the factor `sharing`, but not where blocks are as large as a page.
+
+    Chunks of time: chunk 0 and some `others`, each with twice the steps of chunk 0. First a thread
+    runs chunk 0 while further ones summarize others, which takes `summary` times as long as to run
+    them. Then the threads run the others.
 
     Speed of 2 threads against 1 at (1, 65536, 256), float32:
 
