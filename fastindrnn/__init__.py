@@ -4,14 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import functional, init, norm
-from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
+from .bidirectional import Bidirectional
 from .cell import IndRNNCell
 from .constraint import constrain_, constrain_after_step, recurrent_max_for
-from .functional import indrnn, indrnn_scan, last_output
+from .dense import DenseIndRNN
+from .functional import indrnn, indrnn_scan
 from .layers import IndRNN
 from .ops import backend
 from .optim import parameter_groups
-from .units import Stack
+from .outputs import last_output
+from .residual import ResidualIndRNN
+from .stack import Stack
 
 if TYPE_CHECKING:
     from . import fold, interop, memory, onnx

@@ -6,23 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from .checks import (
-    GradClipMode,
-    Nonlinearity,
     check_bools,
-    check_floating,
-    check_options,
-    check_state,
-)
-from .describe import describe_arguments
-from .functional import indrnn, run_step, takes_step
-from .units import (
-    RecurrentInit,
     check_dtype,
+    check_floating,
+    check_layer,
+    check_options,
     check_recurrent_max,
     check_sizes,
+    check_state,
     refuse_script,
-    reset_unit,
 )
+from .describe import describe_arguments
+from .functional import run_layer, run_step
+from .options import WHOLE, GradClipMode, Nonlinearity, Parameters, Recurrence
+from .plan import plan
+from .units import RecurrentInit, reset_layer
 
 
 class IndRNNCell(nn.Module):
@@ -58,7 +56,7 @@ class IndRNNCell(nn.Module):
         recurrent_max: float | None = None,
         recurrent_init: RecurrentInit | None = None,
         grad_clip: float | None = None,
-        grad_clip_mode: GradClipMode = "message",
+        grad_clip_mode: GradClipMode = "per_step",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -88,8 +86,8 @@ class IndRNNCell(nn.Module):
 
     def reset_parameters(self) -> None:
         """As `IndRNN.reset_parameters`."""
-        parts = self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0
-        reset_unit(*parts, self.recurrent_init, self.recurrent_max)
+        parameters = Parameters(self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0)
+        reset_layer(parameters, self.recurrent_init, self.recurrent_max)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state.
@@ -115,20 +113,17 @@ class IndRNNCell(nn.Module):
         expected = (*input.shape[:-1], self.hidden_size)
         if hx is not None and hx.shape != expected:
             raise ValueError(f"hx must be {expected}, but is {tuple(hx.shape)}")
-        if takes_step(input, self.weight_ih_l0, self.weight_hh_l0, hx, self.nonlinearity):
-            return run_step(input, self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0, hx)
-        rows = input.reshape(-1, 1, self.input_size)
-        h0 = None if hx is None else hx.reshape(-1, self.hidden_size)
-        _, h_n = indrnn(
-            rows,
-            self.weight_ih_l0,
-            self.bias_ih_l0,
-            self.weight_hh_l0,
-            h0,
-            nonlinearity=self.nonlinearity,
-            grad_clip=self.grad_clip,
-            grad_clip_mode=self.grad_clip_mode,
+        parameters = Parameters(self.weight_ih_l0, self.bias_ih_l0, self.weight_hh_l0)
+        recurrence = Recurrence(
+            self.nonlinearity, grad_clip=self.grad_clip, grad_clip_mode=self.grad_clip_mode
         )
+        way = plan(input.unsqueeze(-2), [parameters], hx, WHOLE, recurrence).way
+        if way == "step":
+            return run_step(input, parameters, hx)
+        x = input.reshape(-1, 1, self.input_size)
+        h0 = None if hx is None else hx.reshape(-1, self.hidden_size)
+        check_layer(x, parameters, h0, WHOLE)
+        _, h_n = run_layer(x, parameters, h0, WHOLE, recurrence, way)
         return h_n.reshape(expected)
 
     def extra_repr(self) -> str:

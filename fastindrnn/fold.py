@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blocks import Bidirectional, DenseIndRNN, ResidualIndRNN
+from .bidirectional import Bidirectional
+from .dense import DenseIndRNN
 from .layers import IndRNN
-from .units import Stack, Unit
+from .residual import ResidualIndRNN
+from .stack import Stack
+from .units import Unit
 
 Module = TypeVar("Module", bound=nn.Module)
 # What a norm does to each feature at evaluation, y = scale * x + shift: (scale, shift) in float64.

@@ -6,26 +6,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from .checks import GradClipMode, Nonlinearity, check_bools, check_options
-from .describe import describe_arguments
-from .functional import run_layer, run_stack, run_step, takes_step
-from .norm import Norm, NormPosition, check_norm, make_norm, reset_norm
-from .ops import backend
-from .sequences import Sequences
-from .units import (
-    Device,
-    RecurrentInit,
-    Stack,
+from .checks import (
+    check_bools,
     check_dtype,
+    check_options,
     check_probabilities,
     check_recurrent_max,
     check_sizes,
     check_step,
-    reset_unit,
-    run_unit,
-    spread_init,
 )
+from .describe import describe_arguments
+from .functional import run_stack, run_step
+from .norm import Norm, NormPosition, check_norm, make_norm, reset_norm
+from .options import (
+    WHOLE,
+    Bounds,
+    Direction,
+    GradClipMode,
+    Nonlinearity,
+    Parameters,
+    Recurrence,
+    opposite,
+)
+from .plan import Plan, plan
+from .sequences import Sequences, prepare_input
+from .stack import Stack
+from .units import Device, Layer, RecurrentInit, reset_layer, run_both, spread_init
 
 
 class IndRNN(Stack):
@@ -42,8 +50,8 @@ class IndRNN(Stack):
             (D*L, B, H) always.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             between layers.
-        bidirectional: a second set of neurons walks each sequence from its end; D = 2 directions,
-            otherwise 1.
+        bidirectional: a second set of neurons reads each sequence from its last step to its first;
+            D = 2 directions, otherwise 1.
         recurrent_max: bound of |u| for `constrain_` and `constrain_after_step`; see
             `recurrent_max_for`.
         recurrent_init: a function that fills u in place, called as f(u), or a sequence with one, or
@@ -69,10 +77,11 @@ class IndRNN(Stack):
     `bias_ih_l0` (H,); `_reverse` behind each for the second direction. `output_size` is D*H.
 
     Memory: without norm, zoneout and dropout a training step keeps the input and the output of each
-    layer, and nothing else of their size; with `lengths` the input's copy without padding, from a
-    PackedSequence its padded form. At its highest it has, beside the input and the gradient that
-    comes, these outputs and two gradients of the size of one, with two directions three; in half
-    precision on a CPU also float32 copies for one layer.
+    layer for the backward, and nothing else of their size. With `lengths` it keeps a copy of the
+    input whose padding is 0, and of a PackedSequence a copy in which each sequence is in one piece.
+    During the backward there are, at most, two more tensors of the size of one layer's output: the
+    gradients on both sides of the layer at hand (three with two directions). In half precision on a
+    CPU one layer's tensors exist in float32 as well.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -105,7 +114,7 @@ class IndRNN(Stack):
         recurrent_max: float | None = None,
         recurrent_init: RecurrentInit | Sequence[RecurrentInit | None] | None = None,
         grad_clip: float | None = None,
-        grad_clip_mode: GradClipMode = "message",
+        grad_clip_mode: GradClipMode = "per_step",
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -139,6 +148,7 @@ class IndRNN(Stack):
                 for name, shape in shapes.items():
                     value = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                     self.register_parameter(name + suffix, value)
+        self._all_suffixes = [end for layer in range(num_layers) for end in self._suffixes(layer)]
         self.reset_parameters()
         for layer in range(num_layers if norm is not None else 0):
             for suffix in self._suffixes(layer):
@@ -153,17 +163,19 @@ class IndRNN(Stack):
         1); norms by their own `reset_parameters`."""
         for layer in range(self.num_layers):
             for suffix in self._suffixes(layer):
-                weight, bias, u, norm = self._parts(suffix)
-                reset_unit(weight, bias, u, self.recurrent_init[layer], self.recurrent_max)
-                reset_norm(norm)
+                bound = self.recurrent_max
+                reset_layer(self._parameters_of(suffix), self.recurrent_init[layer], bound)
+                reset_norm(self._norm_of(suffix))
 
-    def _parts(self, suffix: str) -> tuple[Tensor, Tensor | None, Tensor, nn.Module | None]:
-        return (
+    def _parameters_of(self, suffix: str) -> Parameters:
+        return Parameters(
             getattr(self, f"weight_ih{suffix}"),
             getattr(self, f"bias_ih{suffix}") if self.bias else None,
             getattr(self, f"weight_hh{suffix}"),
-            getattr(self, f"norm{suffix}", None) if self.norm else None,
         )
+
+    def _norm_of(self, suffix: str) -> nn.Module | None:
+        return getattr(self, f"norm{suffix}", None) if self.norm else None
 
     def flatten_parameters(self) -> None:
         """Nothing: for code that calls it on `nn.RNN`."""
@@ -171,52 +183,99 @@ class IndRNN(Stack):
     def state_shape(self) -> tuple[int, ...]:
         return self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
 
-    def run_rows(
+    def plan(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Plan:
+        """Which way `forward` takes with these arguments, in the present mode of the module and of
+        PyTorch (training or evaluation, with or without gradients). Nothing is computed.
+
+        Args:
+            input, hx, lengths, resets: as in `forward`.
+
+        Returns:
+            The `fastindrnn.plan.Plan`: its `way` in a word, and `why`.
+
+        Example:
+            >>> rnn = IndRNN(10, 20, num_layers=2)
+            >>> print(rnn.plan(torch.randn(5, 3, 10)))
+            stack: training, and nothing stands between the layers
+        """
+        prepared = prepare_input(input, self.input_size, self.batch_first, lengths, resets)
+        state = None if hx is None else prepared.prepare_states(hx, self.state_shape())
+        parameters = [self._parameters_of(suffix) for suffix in self._all_suffixes]
+        return self._plan(prepared.x, state, prepared.sequences.bounds(), parameters)
+
+    def _plan(
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        bounds: Bounds,
+        parameters: list[Parameters],
+        direction: Direction = "forward",
+    ) -> Plan:
+        return plan(
+            x,
+            parameters,
+            state,
+            bounds,
+            self._recurrence("both" if self.bidirectional else direction),
+            norm=None if self.norm is None else self.norm_position,
+            zoneout=self.zoneout > 0,
+            dropout=self.training and self.dropout > 0,
+        )
+
+    def _recurrence(self, direction: Direction) -> Recurrence:
+        return Recurrence(self.nonlinearity, direction, self.grad_clip, self.grad_clip_mode)
+
+    def run_sequences(
         self,
         x: Tensor,
         sequences: Sequences,
         state: Tensor | None,
-        reverse: bool = False,
+        direction: Direction = "forward",
         first_step: int | None = 0,
     ) -> tuple[Tensor, Tensor]:
-        if sequences.are_whole() and x.shape[1] == 1 and self._takes_steps(x, state):
-            y, last = self._step(x.squeeze(1), state)
-            return y.unsqueeze(1), last
-        if self._is_plain_stack() and self._is_trained(x, state):
-            layers = [self._parts(f"_l{layer}") for layer in range(self.num_layers)]
-            weights, biases, us, _ = zip(*layers, strict=True)
-            walk = *sequences.tensors(reverse), self.nonlinearity, reverse, "auto"
-            biases = biases if self.bias else ()
-            return run_stack(x, weights, biases, us, state, *walk, self.grad_clip)
-        states: Any = [None] * self.state_shape()[0] if state is None else state.unbind(0)
+        suffixes = self._all_suffixes
+        parameters = [self._parameters_of(suffix) for suffix in suffixes]
+        planned = self._plan(x, state, sequences.bounds(), parameters, direction)
+        if planned.way == "step":
+            y, h_n = _run_step(x.squeeze(1), state, parameters)
+            return y.unsqueeze(1), h_n
+        if planned.way == "stack":
+            recurrence = self._recurrence(direction)
+            return run_stack(x, parameters, state, sequences.bounds(direction), recurrence)
+        starts: Any = [None] * len(suffixes) if state is None else state.unbind(0)
+        D = 2 if self.bidirectional else 1
         ends: list[Tensor] = []
         for layer in range(self.num_layers):
-            if self.bidirectional and self._is_one_call(sequences):
-                starts = states[2 * layer : 2 * layer + 2]
-                x, both = self._run_both(layer, x, sequences, starts, reverse)
+            here = slice(D * layer, D * layer + D)
+            if planned.way == "both directions":
+                recurrence = self._recurrence(direction)
+                x, both = run_both(x, sequences, starts[here], parameters[here], recurrence)
                 ends += both
             else:
                 outputs = []
-                for suffix in self._suffixes(layer):
-                    weight, bias, u, norm = self._parts(suffix)
-                    h, h_n = run_unit(
+                for i in range(len(suffixes))[here]:
+                    is_reversed = suffixes[i].endswith("_reverse")
+                    one = Layer(
+                        parameters[i],
+                        self._recurrence(opposite(direction) if is_reversed else direction),
+                        self._norm_of(suffixes[i]),
+                        self.norm_position,
+                        self.zoneout,
+                    )
+                    h, h_n = one.run(
                         x,
                         sequences,
-                        weight,
-                        bias,
-                        u,
-                        states[len(ends)],
-                        norm,
-                        self.norm_position,
-                        first_step,
-                        self.zoneout,
-                        self.training,
-                        reverse != suffix.endswith("_reverse"),
-                        {
-                            "nonlinearity": self.nonlinearity,
-                            "grad_clip": self.grad_clip,
-                            "grad_clip_mode": self.grad_clip_mode,
-                        },
+                        starts[i],
+                        plan=planned,
+                        first_step=first_step,
+                        training=self.training,
                     )
                     outputs.append(h)
                     ends.append(h_n)
@@ -225,46 +284,6 @@ class IndRNN(Stack):
                 x = sequences.shared_over_time(x, self.dropout)
         return x, torch.stack(ends) if len(ends) > 1 else ends[0].unsqueeze(0)
 
-    def _is_plain_stack(self) -> bool:
-        """Whether nothing stands between the layers, and the backward may want to run through all
-        of them at once."""
-        return (
-            self.num_layers > 1
-            and not (self.bidirectional or self.norm or self.zoneout)
-            and not (self.training and self.dropout > 0)
-            and (self.grad_clip is None or self.grad_clip_mode == "message")
-            and torch.is_grad_enabled()
-            and backend.current != "reference"
-            and not torch.compiler.is_exporting()
-        )
-
-    def _is_trained(self, x: Tensor, state: Tensor | None) -> bool:
-        """Whether a backward will come, for which a stack keeps every layer's output."""
-        return any(y is not None and y.requires_grad for y in (x, state, *self.parameters()))
-
-    def _is_one_call(self, sequences: Sequences) -> bool:
-        """Whether one operator serves both directions: not with a reset, which the second one has
-        a step earlier, nor with a norm, which is faster on rows of its own, or zoneout."""
-        return self.norm is None and not self.zoneout and sequences.resets is None
-
-    def _run_both(
-        self, layer: int, x: Tensor, sequences: Sequences, states: Any, reverse: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Both directions of a layer: one product, for which their weights are put together (a copy
-        of them at each call), and an output in one piece."""
-        both = [self._parts(suffix) for suffix in self._suffixes(layer)]
-        weights, biases, us, _ = zip(*both, strict=True)
-        h, h_n = run_layer(
-            x,
-            torch.cat(weights),
-            torch.cat(biases) if self.bias else None,
-            torch.cat(us),
-            None if states[0] is None else torch.cat(states, -1),
-            *sequences.tensors(reverse),
-            *(self.nonlinearity, reverse, True, "auto", self.grad_clip, self.grad_clip_mode),
-        )
-        return h, h_n.chunk(2, -1)
-
     def step(
         self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -272,29 +291,26 @@ class IndRNN(Stack):
             raise ValueError("step needs one direction, but this IndRNN is bidirectional")
         check_step(x_t, self.input_size)
         shape = self.num_layers, *x_t.shape[:-1], self.hidden_size
-        fits = state is None or (isinstance(state, Tensor) and state.shape == shape)
-        if fits and self._takes_steps(x_t, state):
-            return self._step(x_t, state)
+        if time_step is None and (state is None or getattr(state, "shape", None) == shape):
+            parameters = [self._parameters_of(suffix) for suffix in self._all_suffixes]
+            if self._plan(x_t.unsqueeze(-2), state, WHOLE, parameters).way == "step":
+                return _run_step(x_t, state, parameters)
         return super().step(x_t, state, time_step=time_step)
-
-    def _takes_steps(self, x: Tensor, state: Tensor | None) -> bool:
-        """Whether a step is nothing but products and recurrences."""
-        if self.norm is not None or self.zoneout or self.bidirectional:
-            return False
-        if self.training and self.dropout > 0:
-            return False
-        return takes_step(x, self.weight_ih_l0, self.weight_hh_l0, state, self.nonlinearity)
-
-    def _step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        ends = []
-        for layer in range(self.num_layers):
-            weight, bias, u, _ = self._parts(f"_l{layer}")
-            x = run_step(x, weight, bias, u, None if state is None else state[layer])
-            ends.append(x)
-        return x, torch.stack(ends)
 
     step.__doc__ = Stack.step.__doc__
 
     def extra_repr(self) -> str:
         """The arguments that are not what they are by default."""
         return describe_arguments(IndRNN, self, self._arguments)
+
+
+def _run_step(
+    x: Tensor, state: Tensor | None, layers: Sequence[Parameters]
+) -> tuple[Tensor, Tensor]:
+    """One time step of all layers: x (..., K) and states (L, ..., N) to the last layer's output and
+    the new states."""
+    ends = []
+    for i, parameters in enumerate(layers):
+        x = run_step(x, parameters, None if state is None else state[i])
+        ends.append(x)
+    return x, torch.stack(ends)

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .options import Parameters
+
 # The operator's activation, and the bound of what goes into it.
 _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
     "relu": ("Relu", None),
@@ -43,19 +45,14 @@ def translations() -> dict[Callable, Callable]:
 
     def rnn(
         x: Any,  # (B, T, K)
-        weight: Any,  # (N, K)
-        bias: Any,  # (N,) or None
-        u: Any,  # (N,)
+        layer: Parameters,
         h0: Any,  # (B, N) or None
         lengths: Any,
-        cu_seqlens: Any,
-        resets: Any,
         nonlinearity: str,
-        reverse: bool,
+        direction: str,
         neurons: int | None = None,
     ) -> tuple[Any, Any]:
-        if cu_seqlens is not None or resets is not None:
-            raise ValueError("ONNX's RNN operator knows neither resets nor packed sequences")
+        weight, bias, u = layer.weight, layer.bias, layer.u
         activation, clip = _ACTIVATIONS[nonlinearity]
         first = op.Constant(value_ints=[0])
         if bias is not None:
@@ -72,7 +69,7 @@ def translations() -> dict[Callable, Callable]:
             None if lengths is None else op.Cast(lengths, to=6),  # int32
             None if h0 is None else op.Unsqueeze(h0, first),
             activations=[activation],
-            direction="reverse" if reverse else "forward",
+            direction=direction,
             hidden_size=u.shape[0] if neurons is None else neurons,
             **attributes,
         )
@@ -98,14 +95,14 @@ def translations() -> dict[Callable, Callable]:
         cu_seqlens,
         resets,
         nonlinearity,
-        reverse,
-        bidirectional,
-        strategy="auto",
+        direction,
         grad_clip=None,
+        strategy="auto",
     ):
-        options = lengths, cu_seqlens, resets, nonlinearity
-        if not bidirectional:
-            return rnn(x, weight, bias, u, h0, *options, reverse)
+        if cu_seqlens is not None or resets is not None:
+            raise ValueError("ONNX's RNN operator knows neither resets nor packed sequences")
+        if direction != "both":
+            return rnn(x, Parameters(weight, bias, u), h0, lengths, nonlinearity, direction)
         neurons = u.shape[0] // 2
 
         def half(value: Any, first: int, axis: int = 0) -> Any:
@@ -115,14 +112,15 @@ def translations() -> dict[Callable, Callable]:
             return op.Slice(value, begin, end, op.Constant(value_ints=[axis]))
 
         parts = []
-        for first, direction in ((0, reverse), (neurons, not reverse)):
-            layer = half(weight, first), half(bias, first), half(u, first), half(h0, first, 1)
-            parts.append(rnn(x, *layer, *options, direction, neurons))
+        for first, towards in ((0, "forward"), (neurons, "reverse")):
+            layer = Parameters(half(weight, first), half(bias, first), half(u, first))
+            state = half(h0, first, 1)
+            parts.append(rnn(x, layer, state, lengths, nonlinearity, towards, neurons))
         (h, h_n), (h_back, h_n_back) = parts
         return op.Concat(h, h_back, axis=-1), op.Concat(h_n, h_n_back, axis=-1)
 
-    def scan(a, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse, grad_clip=None):
-        identity = diagonal(u)
-        return rnn(a, identity, None, u, h0, lengths, cu_seqlens, resets, nonlinearity, reverse)
+    def scan(a, u, h0, lengths, cu_seqlens, resets, nonlinearity, direction, grad_clip=None):
+        options = lengths, cu_seqlens, resets, nonlinearity, direction
+        return indrnn(a, diagonal(u), None, u, h0, *options)
 
     return {torch.ops.fastindrnn.indrnn.default: indrnn, torch.ops.fastindrnn.scan.default: scan}

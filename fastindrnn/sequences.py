@@ -7,13 +7,13 @@ which the time steps of one sequence follow those of another.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .checks import check_floating, check_lengths, check_resets, check_state
+from .options import Bounds, Direction
 
 Restore = Callable[[Tensor], Tensor | PackedSequence]
 
@@ -34,27 +34,17 @@ class Sequences:
     cu_seqlens: Tensor | None = None
     resets: Tensor | None = None
 
-    def options(self, reverse: bool) -> dict[str, Any]:
-        """The options of `indrnn_scan`."""
-        lengths, cu_seqlens, resets = self.tensors(reverse)
-        return {"lengths": lengths, "cu_seqlens": cu_seqlens, "resets": resets}
+    def bounds(self, direction: Direction = "forward") -> Bounds:
+        """Where the sequences begin and end, for a recurrence in this direction.
 
-    def tensors(self, reverse: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """lengths, cu_seqlens and resets of a walk.
-
-        A reset at step t parts it from step t - 1; of these two it is the reversed walk's step
-        t - 1 that starts anew.
+        A reset at step t parts it from step t - 1. In reverse it is step t - 1 that starts anew.
         """
         resets = self.resets
-        if reverse and resets is not None:
+        if direction == "reverse" and resets is not None:
             end = resets.shape[1] if self.lengths is None else self.lengths[:, None]
             inner = torch.arange(resets.shape[1], device=resets.device) < end - 1
             resets = resets.roll(-1, 1) & inner
-        return self.lengths, self.cu_seqlens, resets
-
-    def are_whole(self) -> bool:
-        """Whether each row of the batch is one sequence, from its first step to its last."""
-        return self.lengths is self.cu_seqlens is self.resets is None
+        return Bounds(self.lengths, self.cu_seqlens, resets)
 
     def valid(self, x: Tensor) -> Tensor | None:
         """(B, T) booleans: which time steps of x are not padding; None if there is none."""

@@ -49,7 +49,7 @@ def scan(
     cu_seqlens=None,
     resets=None,
     grad_clip=None,
-    grad_clip_mode="message",
+    grad_clip_mode="per_step",
 ):
     """The recurrence alone, with every option of `fastindrnn.functional.indrnn_scan`.
 

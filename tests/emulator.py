@@ -96,7 +96,7 @@ def device(seed, may_race=False, resident=None):
     """
     from fastindrnn.kernels.gpu import devices, model
 
-    from fastindrnn import ops
+    from fastindrnn import functional
 
     def device_of(x):
         return model.Device(family(), 1, 32, 1 << 20)
@@ -105,7 +105,7 @@ def device(seed, may_race=False, resident=None):
     with (
         mock.patch.object(_ptxrun, "launches", launches),
         mock.patch.object(devices, "device_of", device_of),
-        mock.patch.object(ops, "check_backend", return_value=None),
+        mock.patch.object(functional, "check_backend", return_value=None),
         _ptxrun.device(
             _target, order="random", schedule="random", seed=seed, resident=resident, count=False
         ),

@@ -84,6 +84,12 @@ def inputs(case):
     return (a, u, h0, options), (grad_h, grad_h_n)
 
 
+def public_options(options):
+    """The options of a kernel or of the reference as the functions of the package take them."""
+    direction = "reverse" if options["reverse"] else "forward"
+    return {k: v for k, v in options.items() if k != "reverse"} | {"direction": direction}
+
+
 def _double(x):
     return None if x is None else x.double()
 

@@ -150,7 +150,7 @@ def test_vmap_over_lengths_is_refused():
     a, u = torch.randn(2, 9, 5), torch.rand(5)
 
     def call(lengths):
-        return torch.ops.fastindrnn.scan(a, u, None, lengths, None, None, "relu", False, None)
+        return torch.ops.fastindrnn.scan(a, u, None, lengths, None, None, "relu", "forward", None)
 
     with pytest.raises(ValueError, match="vmap over lengths"):
         torch.vmap(call)(torch.tensor([[9, 4], [1, 2]]))

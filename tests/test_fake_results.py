@@ -76,24 +76,26 @@ def calls(layout, strided=False):
     a, x = rows(layout, N), rows(layout, K)
     u, bias, h0 = vector(strided), vector(strided), state(strided)
     weight, second = (torch.randn(k, N).t() for k in (K, N))
-    options = "relu", False
+    options = "relu", "forward"
     return {
-        "scan": [(a, u, h0, *sequences, *options, None)],
+        "scan": [
+            (a, u, h0, *sequences, "relu", direction, None) for direction in ("forward", "both")
+        ],
         "scan_backward": [
-            (rows(layout, N), end, a, u, start, *sequences, *options, both, 1.0)
-            for end, start, both in (
-                (None, None, False),
-                (state(strided), h0, False),
-                (state(strided), h0, True),
+            (rows(layout, N), end, a, u, start, *sequences, "relu", direction, 1.0)
+            for end, start, direction in (
+                (None, None, "forward"),
+                (state(strided), h0, "reverse"),
+                (state(strided), h0, "both"),
             )
         ],
         "clip_gradient": [(a, 1.0)],
         "indrnn": [
-            (x, weight, some, u, h0, *sequences, *options, both, "auto", None)
-            for some, both in ((bias, False), (None, True))
+            (x, weight, some, u, h0, *sequences, "relu", direction, None, "auto")
+            for some, direction in ((bias, "forward"), (None, "both"))
         ],
         "stack": [
-            (x, [weight, second], biases, [u, u], start, *sequences, *options, "auto", None)
+            (x, [weight, second], biases, [u, u], start, *sequences, *options, None, "auto")
             for biases, start in (([bias, bias], state(strided, 2)), ([], None))
         ],
         "projected_backward": [

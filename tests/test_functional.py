@@ -47,6 +47,9 @@ PACKED = {"a": torch.randn(6, 3), "cu_seqlens": torch.tensor([0, 2, 6])}
         ({"grad_clip": float("inf")}, ValueError, "grad_clip must be positive and finite.*inf"),
         ({"grad_clip": float("nan")}, ValueError, "grad_clip must be positive and finite.*nan"),
         ({"grad_clip": True}, TypeError, "grad_clip must be a number.*bool"),
+        ({"direction": "back"}, ValueError, "direction must be 'forward', 'reverse'.*'back'"),
+        ({"direction": "both"}, ValueError, "as many channels forwards.*but has 3"),
+        ({"direction": True}, TypeError, "direction must be a string, but is bool"),
         ({"grad_clip_mode": "norm"}, ValueError, "grad_clip_mode must be .*'norm'"),
     ],
 )
@@ -79,8 +82,7 @@ def test_wrong_scan(change, error, words):
             ValueError,
             "strategy must be 'auto' or 'split' with grad_clip_mode='result'.*'fused'",
         ),
-        ({"bidirectional": True}, ValueError, r"as many channels in each.*weight is \(3, 5\)"),
-        ({"bidirectional": "both"}, TypeError, "bidirectional must be a bool, but is str"),
+        ({"direction": "both"}, ValueError, r"as many channels forwards.*but has 3"),
     ],
 )
 def test_wrong_layer(change, error, words):
@@ -88,10 +90,9 @@ def test_wrong_layer(change, error, words):
         indrnn(**({"x": X, "weight": W, "bias": BIAS, "u": U} | change))
 
 
-def test_the_scan_has_one_direction_and_no_strategy():
-    for option in ({"strategy": "auto"}, {"bidirectional": False}):
-        with pytest.raises(TypeError, match="unexpected keyword"):
-            indrnn_scan(A, U, **option)
+def test_the_scan_has_no_strategy():
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        indrnn_scan(A, U, strategy="auto")
 
 
 def test_errors_do_not_depend_on_the_backend():

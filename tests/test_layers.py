@@ -172,7 +172,7 @@ def test_cell_equals_the_layer():
     torch.testing.assert_close(cell(x[0, 0], h[0]), cell(x[0], h)[0])
 
 
-@pytest.mark.parametrize("mode", ["message", "result"])
+@pytest.mark.parametrize("mode", ["per_step", "result"])
 def test_cell_clips_as_the_layer(mode):
     """Gradients of the input, the state and all parameters, where the clip acts."""
     clip = {"grad_clip": 0.5, "grad_clip_mode": mode}

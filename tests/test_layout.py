@@ -18,14 +18,13 @@ EVERYTHING = [
 # A module of the package may import modules of a lower rank only; the kernels are below them all.
 RANK = {
     "kernels": 0,
-    "second_order": 0,
-    "checks": 0,
-    "describe": 0,
-    "flops": 1,
-    "vmap": 1,
+    "options": 0,
+    "checks": 1,
     "ops": 2,
-    "projected": 3,
+    "plan": 3,
     "functional": 4,
+    "outputs": 4,
+    "describe": 0,
     "init": 5,
     "constraint": 5,
     "optim": 5,
@@ -33,15 +32,35 @@ RANK = {
     "norm": 6,
     "zoneout": 6,
     "units": 7,
+    "stack": 7,
     "layers": 8,
+    "bidirectional": 8,
     "cell": 8,
-    "blocks": 8,
+    "dense": 8,
+    "residual": 8,
     "fold": 9,
     "memory": 9,
     "interop": 10,
     "onnx": 10,
     "__init__": 11,
     "__main__": 12,
+}
+# The same inside the packages of fastindrnn/: a file may import those before it.
+INSIDE = {
+    "interop": ["states", "layers", "authors", "haste", "rnn", "tensorflow", "__init__"],
+    "checks": ["tensors", "transforms", "values", "__init__"],
+    "ops": [
+        "backends",
+        "calls",
+        "flops",
+        "layout",
+        "registration",
+        "second_order",
+        "vmap",
+        "scan",
+        "projection",
+        "__init__",
+    ],
 }
 REFERENCE = "fastindrnn.kernels.reference"
 
@@ -94,11 +113,30 @@ def test_imports_inside_the_package_go_down(path):
         if parts[0] != "fastindrnn" or len(parts) == 1:
             continue
         if parts[1] == "kernels":
-            assert own in {"ops", "functional"}, f"{path.name} imports {name}: ops does that"
-            if own == "functional" and len(parts) > 2:
-                assert name.startswith(REFERENCE), f"functional.py imports {name}, past ops.py"
+            is_backend = path == ROOT / "fastindrnn" / "ops" / "backends.py"
+            is_reference = own == "functional" and (len(parts) == 2 or name.startswith(REFERENCE))
+            assert is_backend or is_reference, f"{path.name} imports {name}: ops.backends does that"
         elif parts[1] in RANK and parts[1] != own:
             assert RANK[parts[1]] < RANK[own], f"{path.name} imports {name}: the wrong way"
+
+
+@pytest.mark.parametrize(
+    "path", [path for own in INSIDE for path in files_of(f"fastindrnn/{own}")], ids=name_of
+)
+def test_imports_inside_a_package_go_down(path):
+    own = part_of(path)
+    order = INSIDE[own]
+    assert path.stem in order, f"{path.stem} has no place in tests/test_layout.py"
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[:2] == ["fastindrnn", own] and len(parts) > 2 and parts[2] in order:
+            is_down = order.index(parts[2]) < order.index(path.stem)
+            assert is_down, f"{path.name} imports {name}: the wrong way"
+
+
+def test_every_package_has_an_order():
+    folders = {path.parent.name for path in files_of("fastindrnn")} - {"fastindrnn"}
+    assert folders <= set(INSIDE), folders
 
 
 @pytest.mark.parametrize("path", files_of("kernels"), ids=name_of)

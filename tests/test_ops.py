@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import Case, cases, inputs
+from scan_cases import Case, cases, inputs, public_options
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastindrnn
-from fastindrnn import ops
 from fastindrnn.functional import indrnn, indrnn_scan
 from fastindrnn.kernels import cpu, reference
+from fastindrnn.ops import backends
 
 
 def leaves(case):
@@ -27,7 +27,7 @@ def leaves(case):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    cases(T=5, N=3, dtype=torch.float64, time_first=False), st.sampled_from(["message", "result"])
+    cases(T=5, N=3, dtype=torch.float64, time_first=False), st.sampled_from(["per_step", "result"])
 )
 def test_first_and_second_derivatives(case, mode):
     """By finite differences without a clip; with one, against the reference's autograd."""
@@ -36,14 +36,14 @@ def test_first_and_second_derivatives(case, mode):
     if case.grad_clip is None and arguments[0].numel():
 
         def call(*x):
-            return indrnn_scan(x[0], x[1], *x[2:], **options)
+            return indrnn_scan(x[0], x[1], *x[2:], **public_options(options))
 
         assert torch.autograd.gradcheck(call, wanted)
         assert torch.autograd.gradgradcheck(call, wanted)
     results = []
-    for function in (indrnn_scan, reference.scan):
+    for function, names in ((indrnn_scan, public_options(options)), (reference.scan, options)):
         clip = {"grad_clip": case.grad_clip, "grad_clip_mode": mode}
-        h, h_n = function(*arguments, **options, **clip)
+        h, h_n = function(*arguments, **names, **clip)
         loss = h.sin().sum() + h_n.cos().sum()
         first = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
         norm = sum(x.square().sum() for x in first) + 0 * loss
@@ -61,6 +61,7 @@ def test_second_derivatives_many_at_once(clip, nonlinearity, form):
     case = Case(2, 3, 2, torch.float64, nonlinearity, form=form, has_resets=True)
     *arguments, options = leaves(case)
     a, u, h0 = arguments
+    del options["reverse"]
     normal = partial(torch.randn, dtype=torch.float64)
     clip = {"grad_clip": 0.5} | clip if clip else {}
 
@@ -68,7 +69,7 @@ def test_second_derivatives_many_at_once(clip, nonlinearity, form):
         return sum(y.sin().sum() for y in indrnn_scan(a, u, h0, **options, **clip))
 
     def layer(x, weight, bias, u, h0):
-        y = indrnn(x, weight, bias, u, h0, bidirectional=True, **options, **clip)
+        y = indrnn(x, weight, bias, u, h0, direction="both", **options, **clip)
         return y[0].sin().sum() + y[1].sin().sum()
 
     hessian = torch.autograd.functional.hessian
@@ -82,12 +83,12 @@ def test_second_derivatives_many_at_once(clip, nonlinearity, form):
         assert torch.autograd.gradgradcheck(scan, arguments, check_batched_grad=True)
 
 
-@pytest.mark.parametrize("mode", ["message", "result"])
+@pytest.mark.parametrize("mode", ["per_step", "result"])
 def test_clip_modes(mode):
     a, u, h0, options = leaves(Case(3, 20, 5, dtype=torch.float64))
     grads = []
-    for function in (indrnn_scan, reference.scan):
-        h, _ = function(a, u, h0, **options, grad_clip=0.3, grad_clip_mode=mode)
+    for function, names in ((indrnn_scan, public_options(options)), (reference.scan, options)):
+        h, _ = function(a, u, h0, **names, grad_clip=0.3, grad_clip_mode=mode)
         grads.append(torch.autograd.grad(h.square().sum(), (a, u, h0)))
     torch.testing.assert_close(*grads)
     assert grads[0][0].abs().max() == 0.3
@@ -109,8 +110,8 @@ def test_lengths_out_of_range_stay_within_the_tensor():
 def test_gradient_of_the_last_state_alone():
     a, u, h0, options = leaves(Case(3, 20, 5, dtype=torch.float64))
     grads = []
-    for function in (indrnn_scan, reference.scan):
-        grads.append(torch.autograd.grad(function(a, u, h0, **options)[1].sum(), (a, u, h0)))
+    for function, names in ((indrnn_scan, public_options(options)), (reference.scan, options)):
+        grads.append(torch.autograd.grad(function(a, u, h0, **names)[1].sum(), (a, u, h0)))
     torch.testing.assert_close(*grads)
 
 
@@ -120,17 +121,19 @@ def test_opcheck(form, dtype):
     a, u, h0, options = leaves(Case(3, 6, 4, form=form, has_resets=True, dtype=dtype))
     tensors = [options.get(name) for name in ("lengths", "cu_seqlens", "resets")]
     ops = torch.ops.fastindrnn
-    torch.library.opcheck(ops.scan, (a, u, h0, *tensors, "relu", False, None))
-    torch.library.opcheck(ops.scan, (a, u, None, *tensors, "relu", True, 1.0))
+    torch.library.opcheck(ops.scan, (a, u, h0, *tensors, "relu", "forward", None))
+    torch.library.opcheck(ops.scan, (a, u, None, *tensors, "relu", "reverse", 1.0))
+    torch.library.opcheck(ops.scan, (a, u, h0, *tensors, "relu", "both", None))
+    options = public_options(options)
     h, h_n = (x.detach().requires_grad_() for x in indrnn_scan(a, u, h0, **options))
-    for grad_h_n, bidirectional in ((None, False), (h_n, False), (h_n, True)):
-        arguments = (a, grad_h_n, h, u, h0, *tensors, "hardtanh", True, bidirectional, 1.0)
+    for grad_h_n, direction in ((None, "reverse"), (h_n, "forward"), (h_n, "both")):
+        arguments = (a, grad_h_n, h, u, h0, *tensors, "hardtanh", direction, 1.0)
         torch.library.opcheck(ops.scan_backward, arguments)
     x = torch.randn(*a.shape[:-1], 5, dtype=dtype, requires_grad=True)
     weight = torch.randn(4, 5, dtype=dtype, requires_grad=True)
     some = torch.randn(4, dtype=dtype, requires_grad=True)
-    for bias, bidirectional in ((None, False), (some, False), (some, True)):
-        options = "relu", False, bidirectional, "auto", None
+    for bias, direction in ((None, "forward"), (some, "reverse"), (some, "both")):
+        options = "relu", direction, None, "auto"
         torch.library.opcheck(ops.indrnn, (x, weight, bias, u, h0, *tensors, *options))
 
 
@@ -254,6 +257,6 @@ def test_self_check_command():
 def test_without_triton_there_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    ops._triton.cache_clear()
+    backends._gpu.cache_clear()
     with fastindrnn.backend("triton"), pytest.raises(ModuleNotFoundError, match="need Triton"):
         indrnn_scan(torch.randn(1, 2, 3), torch.rand(3))

@@ -35,10 +35,10 @@ def test_layer_gradients(time_first, has_bias):
     assert (h.stride(0) < h.stride(1)) == time_first
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("direction", ["forward", "both"])
 @pytest.mark.parametrize("form", ["padded", "time first", "lengths", "packed"])
-@pytest.mark.parametrize("mode", ["message", "result"])
-def test_layer_clip_modes(mode, form, bidirectional):
+@pytest.mark.parametrize("mode", ["per_step", "result"])
+def test_layer_clip_modes(mode, form, direction):
     """First and second derivatives. The bias, as the weight, gets the sum of clipped gradients, not
     a clipped sum."""
     generator = torch.Generator().manual_seed(0)
@@ -51,7 +51,7 @@ def test_layer_clip_modes(mode, form, bidirectional):
         arguments[3].tanh_()  # or the states grow beyond all bounds
     x, *rest = arguments
     x = x.transpose(0, 1) if form == "time first" else x
-    options = {"grad_clip": 0.3, "grad_clip_mode": mode, "bidirectional": bidirectional}
+    options = {"grad_clip": 0.3, "grad_clip_mode": mode, "direction": direction}
     if form == "lengths":
         options["lengths"] = torch.tensor([40, 3, 0])
     elif form == "packed":
@@ -111,9 +111,10 @@ def test_clipped_results_in_pytorch():
 @settings(max_examples=50, deadline=None)
 @given(cases(T=5, N=4, dtype=torch.float64))
 def test_bidirectional_is_two_layers(case):
-    """The first channels as `reverse` says, the others the opposite way: outputs, first and second
+    """The first half of the channels forwards, the others in reverse: outputs, first and second
     derivatives; without a clip also by finite differences."""
     (x, *_, options), _ = inputs(case)
+    options = {k: v for k, v in options.items() if k != "reverse"}
     generator = torch.Generator().manual_seed(case.seed)
     x = torch.where(x.isnan(), 0, x).requires_grad_()
     shapes = ((6, case.N), (6,), (6,), (case.B, 6))
@@ -122,12 +123,12 @@ def test_bidirectional_is_two_layers(case):
     clip = {"grad_clip": case.grad_clip}
 
     def both(x, *rest):
-        return indrnn(x, *rest, bidirectional=True, **options, **clip)
+        return indrnn(x, *rest, **options, **clip, direction="both")
 
     def one_by_one(x, weight, bias, u, h0):
         found = []
         for i in range(2):
-            direction = options | {"reverse": options["reverse"] != (i == 1)}
+            direction = options | {"direction": ("forward", "reverse")[i]}
             part = weight.chunk(2)[i], bias.chunk(2)[i], u.chunk(2)[i], h0.chunk(2, -1)[i]
             found.append(indrnn(x, *part, **direction, **clip))
         return tuple(torch.cat(pair, -1) for pair in zip(*found, strict=True))
@@ -157,7 +158,7 @@ def test_no_features_or_no_neurons(form, K, N, backend):
     elif form == "packed":
         x, options["cu_seqlens"] = torch.randn(12, K), torch.tensor([0, 4, 4, 12])
     elif form == "both directions":
-        options["bidirectional"] = True
+        options["direction"] = "both"
     shapes = (N, K), (N,), (N,), (3, N)
     arguments = [x.requires_grad_(), *(torch.rand(s, requires_grad=True) for s in shapes)]
     results = []
@@ -172,18 +173,17 @@ def test_no_features_or_no_neurons(form, K, N, backend):
 
 def test_bidirectional_in_the_reference():
     arguments = torch.randn(3, 7, 2), torch.randn(6, 2), torch.randn(6), torch.rand(6)
-    for reverse in (False, True):
-        options = {"bidirectional": True, "reverse": reverse, "lengths": torch.tensor([7, 0, 3])}
-        expected = indrnn(*arguments, torch.randn(3, 6).zero_(), **options)
-        with fastindrnn.backend("reference"):
-            torch.testing.assert_close(indrnn(*arguments, **options), expected)
+    options = {"direction": "both", "lengths": torch.tensor([7, 0, 3])}
+    expected = indrnn(*arguments, torch.randn(3, 6).zero_(), **options)
+    with fastindrnn.backend("reference"):
+        torch.testing.assert_close(indrnn(*arguments, **options), expected)
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_strategies_agree(bidirectional):
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_strategies_agree(direction):
     arguments = torch.randn(3, 40, 5), torch.randn(8, 5), torch.randn(8), torch.rand(8)
-    options = {"bidirectional": bidirectional}
+    options = {"direction": direction}
     expected = indrnn(*arguments, **options)
     torch.testing.assert_close(indrnn(*arguments, **options, strategy="split"), expected)
     with pytest.raises(ValueError, match="fused"):
@@ -209,11 +209,11 @@ def test_nan_in_the_padding_reaches_nothing(backend):
     assert all(value.isfinite().all() for value in (h, h_n, *grads))
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_compile_and_export_of_a_layer(bidirectional):
+@pytest.mark.parametrize("direction", ["reverse", "both"])
+def test_compile_and_export_of_a_layer(direction):
     class Layer(torch.nn.Module):
         def forward(self, x, weight, u):
-            return indrnn(x, weight, None, u, bidirectional=bidirectional, reverse=True)
+            return indrnn(x, weight, None, u, direction=direction)
 
     def results(module, x):
         h, h_n = module(x, weight, u)
@@ -229,8 +229,8 @@ def test_compile_and_export_of_a_layer(bidirectional):
     torch.testing.assert_close(program.module()(x, weight, u), Layer()(x, weight, u))
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_vmap_over_layers(bidirectional):
+@pytest.mark.parametrize("direction", ["reverse", "both"])
+def test_vmap_over_layers(direction):
     """In any place of the mapped dimension, forward and, many gradients at once, backward."""
     x, weight = torch.randn(4, 7, 2, dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
     bias, u = torch.randn(3, 6, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
@@ -238,7 +238,7 @@ def test_vmap_over_layers(bidirectional):
     arguments = [y.requires_grad_() for y in (x, weight, bias, u, h0)]
 
     def call(*arguments):
-        return indrnn(*arguments, bidirectional=bidirectional, reverse=True)
+        return indrnn(*arguments, direction=direction)
 
     def alone(i):
         pairs = zip(arguments, dims, strict=True)
@@ -256,11 +256,11 @@ def test_vmap_over_layers(bidirectional):
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_meta_tensors(bidirectional):
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_meta_tensors(direction):
     x, weight = torch.empty(3, 7, 2, device="meta"), torch.empty(6, 2, device="meta")
     with torch.no_grad():
-        h, h_n = indrnn(x, weight, None, weight[:, 0], bidirectional=bidirectional)
+        h, h_n = indrnn(x, weight, None, weight[:, 0], direction=direction)
     assert h.is_meta
     assert (h.shape, h_n.shape) == ((3, 7, 6), (3, 6))
 

@@ -36,8 +36,8 @@ def test_options_by_hand():
 def test_clip_of_each_step_and_of_the_result():
     a = torch.ones(1, 3, 1, requires_grad=True)
     u = torch.ones(1, requires_grad=True)
-    for mode, expected in (("message", [1.0, 1.0, 1.0]), ("result", [1.5, 1.5, 1.0])):
-        bound = 1.0 if mode == "message" else 1.5
+    for mode, expected in (("per_step", [1.0, 1.0, 1.0]), ("result", [1.5, 1.5, 1.0])):
+        bound = 1.0 if mode == "per_step" else 1.5
         h, _ = reference.scan(a, u, grad_clip=bound, grad_clip_mode=mode)
         assert torch.autograd.grad(h.sum(), a)[0].flatten().tolist() == expected
 

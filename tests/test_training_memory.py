@@ -2,12 +2,14 @@
 size."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from fastindrnn import IndRNN
+from fastindrnn import plan as planning
 from fastindrnn.functional import indrnn
 
 B, T, N = 4, 1500, 64
@@ -38,9 +40,14 @@ def layer(**options):
 
 def stacked(one_by_one=False, **options):
     module = IndRNN(N, N, 6, batch_first=True, **options)
-    if one_by_one:
-        module._is_plain_stack = lambda: False
-    return lambda x: module(x)[0]
+    if not one_by_one:
+        return lambda x: module(x)[0]
+
+    def call(x):
+        with mock.patch.object(planning, "_STACK", planning._INFERENCE):
+            return module(x)[0]
+
+    return call
 
 
 LENGTHS = torch.tensor([1500, 1, 700, 0])
@@ -52,7 +59,7 @@ CASES = {
     "layer": (layer(), 2, 1 + 2),
     "layer with a clip": (layer(grad_clip=1.0), 2, 1 + 2),
     "layer with lengths": (layer(lengths=LENGTHS), 2, 1 + 3),
-    "layer in both directions": (layer(bidirectional=True), 2, 1 + 2),
+    "layer in both directions": (layer(direction="both"), 2, 1 + 2),
     "stack": (stacked(), 1 + 6, 6 + 2),
     "stack, layer by layer": (stacked(one_by_one=True), 1 + 6, 6 + 3),
     "stack in both directions": (stacked(bidirectional=True), 1 + 2 * 6, 2 * (6 + 3)),

@@ -58,11 +58,6 @@ def test_input_must_be_real():
         rnn(torch.randn(5, 2, 3, dtype=torch.complex64))
 
 
-def test_reverse_must_be_a_bool():
-    with pytest.raises(TypeError, match="reverse must be a bool"):
-        indrnn_scan(torch.randn(1, 2, 3), torch.rand(3), reverse=None)
-
-
 def test_no_output_shares_memory_with_another():
     """A user may write to one result, and the others must not change."""
     x = torch.randn(2, 9, 3, requires_grad=True)

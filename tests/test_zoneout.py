@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN
+from fastindrnn.options import Recurrence
 from fastindrnn.sequences import Sequences
 from fastindrnn.zoneout import zoneout_scan
 
@@ -32,8 +33,9 @@ def test_definition(padded, reverse, training):
     lengths = torch.tensor([12, 5, 0, 1]) if padded else None
     sequences = Sequences(B, lengths=lengths)
     valid = sequences.valid(a) if padded else torch.ones(B, T, dtype=torch.bool)
+    recurrence = Recurrence(direction="reverse" if reverse else "forward")
     torch.manual_seed(1)
-    actual = zoneout_scan(a, u, h0, p, training, sequences, reverse=reverse, nonlinearity="relu")
+    actual = zoneout_scan(a, u, h0, p, training, sequences, recurrence)
     kept = None
     if training:
         torch.manual_seed(1)
@@ -79,8 +81,7 @@ def test_states_that_grow():
     a = torch.randn(B, T, N).abs().requires_grad_()
     u, h0 = torch.full((N,), 1.5, requires_grad=True), torch.ones(B, N, requires_grad=True)
     torch.manual_seed(1)
-    options = {"reverse": False, "nonlinearity": "relu"}
-    actual = zoneout_scan(a, u, h0, 0.95, True, Sequences(B), **options)
+    actual = zoneout_scan(a, u, h0, 0.95, True, Sequences(B), Recurrence())
     torch.manual_seed(1)
     kept = torch.rand(a.shape) < 0.95
     valid = torch.ones(B, T, dtype=torch.bool)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..blocks import DenseIndRNN, ResidualIndRNN
 from ..cell import IndRNNCell
+from ..dense import DenseIndRNN
 from ..layers import IndRNN
 from ..norm import StepBatchNorm
+from ..residual import ResidualIndRNN
 from ..units import Unit
 from .states import (
     State,
@@ -213,6 +214,6 @@ def _check_authors(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, IndRNN | IndRNNCell):
             check_nonlinearity(part, "relu")
-        elif isinstance(part, Unit) and part.options["nonlinearity"] != "relu":
-            nonlinearity = part.options["nonlinearity"]
+        elif isinstance(part, Unit) and part.recurrence.nonlinearity != "relu":
+            nonlinearity = part.recurrence.nonlinearity
             raise ValueError(f"module's nonlinearity must be 'relu', but is {nonlinearity!r}")

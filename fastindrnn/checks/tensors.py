@@ -1,119 +1,78 @@
-"""What the functions and layers ask of their arguments: one clear error each, raised before
-anything is computed."""
+"""Tensors: their types, shapes and devices, and the values of lengths and cu_seqlens."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from torch.autograd import forward_ad
 
-Nonlinearity = Literal["relu", "identity", "hardtanh", "relu6", "tanh"]
-GradClipMode = Literal["message", "result"]
-Strategy = Literal["auto", "fused", "split"]
+from ..options import Bounds, Parameters
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_bools(**values: object) -> None:
-    """Raises a TypeError unless each is one."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be a bool, but is {type(value).__name__}")
-
-
-def refuse_tangents(*tensors: Tensor | None) -> None:
-    """Raises a NotImplementedError under forward-mode differentiation, in which PyTorch would take
-    the operators for constants without a word."""
-    if forward_ad._current_level < 0:
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises a TypeError or ValueError unless parameters can be of it."""
+    if dtype is None:
         return
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                "IndRNN has no forward-mode derivative (torch.func.jvp, jacfwd); reverse mode works"
-            )
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype or None, but is {type(dtype).__name__}")
+    if dtype not in FLOATING:
+        raise ValueError(f"dtype must be float32, float64, bfloat16 or float16, but is {dtype}")
 
 
-def check_options(
-    nonlinearity: str, grad_clip: float | None, grad_clip_mode: str, strategy: str = "auto"
-) -> None:
-    """Raises a TypeError or ValueError unless they are as `functional.indrnn` takes them."""
-    if not isinstance(nonlinearity, str):
-        raise TypeError(f"nonlinearity must be a string, but is {type(nonlinearity).__name__}")
-    if nonlinearity not in get_args(Nonlinearity):
+def check_step(x_t: Tensor, features: int) -> None:
+    """Raises a TypeError or ValueError unless it is the input of a step."""
+    if not isinstance(x_t, Tensor):
+        raise TypeError(f"x_t must be a tensor, but is {type(x_t).__name__}")
+    if x_t.dim() not in (1, 2) or x_t.shape[-1] != features:
         raise ValueError(
-            f"nonlinearity must be one of {', '.join(get_args(Nonlinearity))}, "
-            f"but is {nonlinearity!r}"
-        )
-    if grad_clip is not None:
-        if isinstance(grad_clip, bool) or not isinstance(grad_clip, (int, float)):
-            raise TypeError(
-                f"grad_clip must be a number or None, but is {type(grad_clip).__name__}"
-            )
-        if not grad_clip > 0 or math.isinf(grad_clip):
-            raise ValueError(f"grad_clip must be positive and finite, or None, but is {grad_clip}")
-    if grad_clip_mode not in get_args(GradClipMode):
-        raise ValueError(f"grad_clip_mode must be 'message' or 'result', but is {grad_clip_mode!r}")
-    if not isinstance(strategy, str):
-        raise TypeError(f"strategy must be a string, but is {type(strategy).__name__}")
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be 'auto', 'fused' or 'split', but is {strategy!r}")
-    if strategy == "fused" and grad_clip is not None and grad_clip_mode == "result":
-        raise ValueError(
-            "strategy must be 'auto' or 'split' with grad_clip_mode='result', which clips the "
-            "gradient of W x + b, but is 'fused', where W x + b is no tensor"
+            f"x_t must be (batch, {features}) or ({features},), but is {tuple(x_t.shape)}"
         )
 
 
-def check_rows(
-    name: str, x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None, resets: Tensor | None
-) -> None:
-    """Raises a TypeError or ValueError unless x are rows of numbers and the others fit them."""
+def check_input(name: str, x: Tensor, bounds: Bounds) -> None:
+    """Raises a TypeError or ValueError unless x is a batch of sequences with these bounds."""
     check_floating(name, x)
+    cu_seqlens = bounds.cu_seqlens
     if cu_seqlens is None and x.dim() != 3:
         raise ValueError(f"{name} must be (batch, time, channels), but is {_shape(x)}")
     if cu_seqlens is not None and x.dim() != 2:
         raise ValueError(f"{name} must be (total, channels) with cu_seqlens, but is {_shape(x)}")
-    if lengths is not None and cu_seqlens is not None:
+    if bounds.lengths is not None and cu_seqlens is not None:
         raise ValueError("lengths and cu_seqlens are two ways to say one thing: give one of them")
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, x.shape[0], x.device)
-    if lengths is not None:
-        check_lengths(lengths, x.shape[0], x.shape[1], x.device)
-    if resets is not None:
-        check_resets(resets, x.shape[:-1], x.device)
+    if bounds.lengths is not None:
+        check_lengths(bounds.lengths, x.shape[0], x.shape[1], x.device)
+    if bounds.resets is not None:
+        check_resets(bounds.resets, x.shape[:-1], x.device)
 
 
-def check_recurrence(
-    x: Tensor, N: int, u: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None
-) -> None:
-    """Raises a TypeError or ValueError unless u and h0 are those of N neurons, for the sequences of
-    rows x."""
+def check_recurrence(x: Tensor, N: int, u: Tensor, h0: Tensor | None, bounds: Bounds) -> None:
+    """Raises a TypeError or ValueError unless u and h0 are those of N neurons, for the sequences
+    x."""
     check_floating("u", u)
     _check_shape("u", u, (N,))
     _check_device("u", u, x.device)
     if h0 is not None:
+        cu_seqlens = bounds.cu_seqlens
         B = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         check_floating("h0", h0)
         _check_shape("h0", h0, (B, N))
         _check_device("h0", h0, x.device)
 
 
-def check_layer(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    u: Tensor,
-    h0: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> None:
-    """Raises a TypeError or ValueError unless they are those of a layer on rows x, which are
-    rows."""
-    if cu_seqlens is None and _is_plain_layer(x, weight, bias, u, h0):
+def check_layer(x: Tensor, parameters: Parameters, h0: Tensor | None, bounds: Bounds) -> None:
+    """Raises a TypeError or ValueError unless they are those of a layer on x, which is a batch of
+    sequences."""
+    weight, bias, u = parameters.weight, parameters.bias, parameters.u
+    if bounds.cu_seqlens is None and _is_plain_layer(x, weight, bias, u, h0):
         return
     check_floating("input", x)
     check_floating("weight", weight)
+    assert weight is not None
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"weight must be (hidden, {x.shape[-1]}) for x {_shape(x)}, but is {_shape(weight)}"
@@ -124,13 +83,13 @@ def check_layer(
         check_floating("bias", bias)
         _check_shape("bias", bias, (N,))
         _check_like("bias", bias, x)
-    check_recurrence(x, N, u, h0, cu_seqlens)
+    check_recurrence(x, N, u, h0, bounds)
 
 
 def _is_plain_layer(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, h0: Tensor | None
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, u: Tensor, h0: Tensor | None
 ) -> bool:
-    """Whether all is as it mostly is: one question, for a step takes no longer than the rest."""
+    """Whether everything is as it mostly is. The checks one by one take as long as a time step."""
     dtype, device = x.dtype, x.device
     if dtype not in FLOATING:
         return False
@@ -155,7 +114,7 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _check_tensor(name: str, x: Tensor) -> None:
+def _check_tensor(name: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, but is {type(x).__name__}")
 
@@ -169,7 +128,7 @@ def check_state(name: str, state: Tensor) -> None:
     _check_tensor(name, state)
 
 
-def check_floating(name: str, x: Tensor) -> None:
+def check_floating(name: str, x: Any) -> None:
     """Raises a TypeError unless it is a tensor of a dtype that the recurrence computes with."""
     _check_tensor(name, x)
     if x.dtype not in FLOATING:

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 import torch
-from scan_cases import Case, inputs
+from scan_cases import Case, inputs, public_options
 from torch.nn.utils.rnn import pack_sequence
 
 from fastindrnn import IndRNN
+from fastindrnn import plan as planning
 from fastindrnn.functional import indrnn, run_stack
+from fastindrnn.options import WHOLE, Bounds, Parameters, Recurrence
 
 FORMS = ["padded", "time first", "lengths", "packed"]
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -22,7 +24,7 @@ def case_of(form, L=3, K=5, N=4, **fields):
     form, time_first = ("padded", True) if form == "time first" else (form, False)
     case = Case(3, 7, K, form=form, time_first=time_first, dtype=torch.float64, **fields)
     (x, *_, options), _ = inputs(case)
-    x = x.nan_to_num(0)
+    x, options = x.nan_to_num(0), public_options(options)
     generator = torch.Generator().manual_seed(case.seed + 1)
 
     def normal(*shape):
@@ -35,11 +37,13 @@ def case_of(form, L=3, K=5, N=4, **fields):
 
 def ways(options, grad_clip=None):
     """The operator, and what it stands for, with these options."""
-    tensors = [options.get(name) for name in ("lengths", "cu_seqlens", "resets")]
-    walk = options["nonlinearity"], options["reverse"], "auto", grad_clip
+    bounds = Bounds(*[options.get(name) for name in ("lengths", "cu_seqlens", "resets")])
+    recurrence = Recurrence(options["nonlinearity"], options["direction"], grad_clip)
 
-    def stack(*arguments):
-        return run_stack(*arguments, *tensors, *walk)
+    def stack(x, weights, biases, us, h0):
+        biases = biases or [None] * len(us)
+        layers = [Parameters(*layer) for layer in zip(weights, biases, us, strict=True)]
+        return run_stack(x, layers, h0, bounds, recurrence)
 
     def one_by_one(x, weights, biases, us, h0):
         ends = []
@@ -139,7 +143,7 @@ def test_opcheck(form, dtype):
         for tensor in tensors
     )
     sequences = [options.get(name) for name in ("lengths", "cu_seqlens", "resets")]
-    end = ("relu", False, "auto", None)
+    end = ("relu", "forward", None, "auto")
     operator = torch.ops.fastindrnn.stack
     torch.library.opcheck(operator, (x, weights, biases, us, h0, *sequences, *end))
     torch.library.opcheck(operator, (x, weights, [], us, None, *sequences, *end))
@@ -147,7 +151,7 @@ def test_opcheck(form, dtype):
     arguments = between[1], weights[1], h0[0], between[0], us[0], h0[0]
     arguments = [tensor.detach().clone() for tensor in arguments]
     operator = torch.ops.fastindrnn.projected_backward
-    torch.library.opcheck(operator, (*arguments, *sequences, "relu", True, 1.0, "auto"))
+    torch.library.opcheck(operator, (*arguments, *sequences, "relu", "reverse", 1.0, "auto"))
 
 
 @contextlib.contextmanager
@@ -176,7 +180,7 @@ def results(module, x, **options):
 @contextlib.contextmanager
 def without_it(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(IndRNN, "_is_plain_stack", lambda self: False)
+        patch.setattr(planning, "_STACK", planning._INFERENCE)
         yield
 
 
@@ -221,8 +225,8 @@ def test_compile():
 def test_export_of_the_operator():
     class Stack(torch.nn.Module):
         def forward(self, x, weights, us):
-            walk = None, None, None, "relu", True, "auto", None
-            return run_stack(x, weights, (), us, None, *walk)
+            layers = [Parameters(weight, None, u) for weight, u in zip(weights, us, strict=True)]
+            return run_stack(x, layers, None, WHOLE, Recurrence(direction="reverse"))
 
     x, weights, us = torch.randn(2, 7, 4), [torch.randn(4, 4)] * 2, [torch.rand(4)] * 2
     dims = {"x": {1: torch.export.Dim("T", min=2)}, "weights": [None] * 2, "us": [None] * 2}
