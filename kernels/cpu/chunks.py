@@ -31,7 +31,7 @@ becomes. And where |Q| > 2^10, rounding decides the result for a state s close t
 some units in the last place of s or of A, the sum of all |p * R| that S is made of. The end of such
 a chunk is unknown until the chunk has run. Then this chunk runs on to the end of its sequence, in
 the place of all later chunks. So the number of chunks never decides whether a state, or a gradient
-of a or h0, is finite. The gradients of u and of a bias are sums, a part of which may overflow alone.
+of a or h0, is finite. The gradients of u and of a bias are sums, of which a part may overflow.
 
 Shapes: the summaries are (B, chunks - 1, 5, N), with P or S, Q, E0, E1 and A of each chunk but the
 last. Of chunk 0 there is its end alone, in the place of P.
