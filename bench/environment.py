@@ -63,6 +63,12 @@ def keep_freed_memory():
         mallopt(-4, 0)  # M_MMAP_MAX: no block lies outside of it
 
 
+def give_back_freed_memory():
+    """Gives back what `keep_freed_memory` has kept so far."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def write(path, content):
     """Writes text or bytes beside the file, then moves them to `path`: nobody sees half a file.
 

@@ -87,7 +87,7 @@ def test_all_stages_run_and_write_what_comes_back(gpu_sh):
         assert f"output of {stage}" in (out / f"{stage}.log").read_text()
     (tests,) = (line for line in calls.splitlines() if line.startswith("tests: "))
     assert "tests/test_scan_triton.py" in tests
-    assert "tests/test_bench.py" not in tests
+    assert "tests/test_bench_tasks.py" not in tests
     assert tests.endswith("(:4096:8)")
     assert f"--device cuda --out {out}/speed.json" in calls
 

@@ -1,4 +1,5 @@
-"""What `python -m bench` refuses: one line that says what is wrong, and nothing is written."""
+"""What `python -m bench` says of itself, and what it refuses: one line that says what is wrong, and
+nothing is written."""
 
 import gzip
 import struct
@@ -20,6 +21,7 @@ from bench_command import (
     write_data,
 )
 
+from bench.__main__ import COMMANDS
 from bench.arguments import UserError
 from bench.tasks import idx
 
@@ -38,6 +40,14 @@ def mnist(tmp_path_factory):
     data = write_data(folder / "data")
     run("mnist", *SMALL, "--layers", 1, "--epochs", 1, "--data", data, "--out", folder / "run")
     return folder / "run"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_writes(command):
+    _, listed = run("--help")[0].split("COMMAND\n", 1)
+    for printed in (run(command, "--help")[0], listed[listed.index(f"    {command} ") :]):
+        assert "writes" in printed
+        assert "runs/" in printed or command in ("report", "tune")
 
 
 def put(value, *keys):

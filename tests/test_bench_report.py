@@ -43,6 +43,15 @@ def test_the_charts_come_first_and_say_what_they_show(tmp_path):
         assert not re.search(r">[^<]*(\de[+-]?\d|\^)[^<]*</text>", picture), "no exponents"
 
 
+def test_one_shape_gives_a_table_and_no_line(tmp_path):
+    path = tmp_path / "a.json"
+    sizes = ["--sizes", "32x2x128", "--dtypes", "float32", "--rounds", "5"]
+    run("speed", "--device", "cpu", *sizes, "--out", path)
+    page, _ = run("report", path)
+    assert {svg.name for svg in tmp_path.glob("*.svg")} == {"a-memory.svg"}
+    assert "| 32, 2, 128 |" in page
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -61,7 +61,9 @@ def test_adding_writes_report_plot_and_lines(tmp_path):
     assert result["seconds"] > 119 * result["median_step_seconds"] / 2 > 0
     assert content["models"]["LSTM"]["steps"] == 30
     assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
-    assert re.search(r"IndRNN step +110  loss \d\.\d+  mean of 100 \d\.\d+ ", output)
+    assert re.search(
+        r"IndRNN step +110  loss \d\.\d+, mean of 100 \d\.\d+  \d+\.\d ms/step", output
+    )
     generators = [states[name]["generator"] for name in states]
     assert torch.equal(generators[1], generators[2]), "the same data"
     assert not torch.equal(generators[0], generators[1]), "of which the IndRNN has seen more"
@@ -105,7 +107,7 @@ def test_mnist_writes_report_plot_and_lines(finished):
     assert sum(losses[-20:]) < sum(losses[:20])
     assert content["curve"][0]["accuracy"] == pytest.approx(sum(accuracies[:100]) / 100)
     assert 0 <= content["test"]["accuracy"] <= 1
-    assert re.search(r"step +10  loss \d\.\d+  accuracy \d\.\d+ .* ms/step", output)
+    assert re.search(r"step +10  loss \d\.\d+, mean .*  accuracy \d\.\d+, mean .* ms/step", output)
     assert re.search(r"epoch 3: validation \d+\.\d+ %; with", output), "no log for this network"
 
 

@@ -5,6 +5,7 @@ it raises becomes its row.
 """
 
 import importlib.util
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ def candidates(case, device):
     dtype, N = getattr(torch, case.dtype), case.sizes[2]
     if case.what in (CALL, CALL_WITH_GRADIENTS):
         return {
-            name: lambda inputs, make=make, call=call: OneStep(make(N).to(device), call, inputs)
+            name: lambda inputs, make=make, call=call: partial(call, make(N).to(device), inputs.x)
             for name, (make, call) in ONE_STEP.items()
         }
     bind = Forward if case.what == FORWARD else TrainingStep
@@ -134,16 +135,6 @@ ONE_STEP = {
     FUNCTION: (LAYERS[LAYER], call_indrnn),
     PLAIN: (LAYERS[LINEAR], lambda linear, x: torch.relu(linear(x))),
 }
-
-
-class OneStep:
-    """Called, it returns the output; whether gradients can follow is what PyTorch is set to."""
-
-    def __init__(self, module, call, inputs):
-        self.module, self.call, self.x = module, call, inputs.x
-
-    def __call__(self):
-        return self.call(self.module, self.x)
 
 
 class Layer(nn.Module):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Timer
 
+from bench.environment import give_back_freed_memory
 from bench.speed.candidates import QUICK, TrainingStep, candidates
 from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, Inputs
 from bench.speed.checks import Wrong, check_ours
@@ -148,6 +149,7 @@ def measure(cases, device, clock, *, rounds, seconds, limit):
     that a call of somebody else's layer may take.
     """
     sizes, dtype = cases[0].sizes, getattr(torch, cases[0].dtype)
+    give_back_freed_memory()
     needed = 8 * math.prod(sizes) * dtype.itemsize  # x, its gradient and what is made of them
     if needed > free_bytes(device):
         too_large = Skipped(f"needs about {needed / 1e9:.0f} GB of memory")

@@ -216,7 +216,7 @@ def remarks(content):
 
 def time_series(found):
     """{dtype: {name: {T: row}}} of training steps at shapes that differ in T alone; of dtypes in
-    which ours was measured."""
+    which ours was measured at several."""
     B, _, N = cases.MORE_STEPS[0]
     series = {}
     for case in sorted(case for case in found if case.what == TRAINING):
@@ -225,12 +225,12 @@ def time_series(found):
                 if "ms" in row:
                     of = series.setdefault(case.dtype, {}).setdefault(name, {})
                     of[case.sizes[1]] = row
-    return {d: series[d] for d in DTYPES if LAYER in series.get(d, {})}
+    return {d: series[d] for d in DTYPES if len(series.get(d, {}).get(LAYER, {})) > 1}
 
 
 def describe_time(series):
     (B, _, N), order = cases.MORE_STEPS[0], []
-    common = set.intersection(*(set(lines.get(LSTM, ())) for lines in series.values()))
+    common = set.intersection(*(set(ls[LAYER]) & set(ls.get(LSTM, ())) for ls in series.values()))
     lead = ""
     if common:
         at = {d: {n: ls[n][max(common)] for n in (LAYER, LSTM)} for d, ls in series.items()}

@@ -80,7 +80,7 @@ class Task:
         "hidden": (128, arguments.integer(1), "neurons of a layer"),
         "lr": (2e-4, arguments.positive, "learning rate of Adam"),
         "seed": (0, arguments.integer(0), "of the initial weights, the data and dropout"),
-        "device": (None, arguments.device, "where to train (default: cuda if there is one or cpu)"),
+        "device": (None, arguments.device, "where to train (default: cuda where there is one)"),
         "threads": (None, arguments.integer(1), "of PyTorch on the CPU (default: its own choice)"),
         "log-every": (100, arguments.integer(1), "steps between two lines"),
     }

@@ -6,8 +6,7 @@ import math
 import statistics
 import time
 import warnings
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
@@ -25,10 +24,6 @@ FORMAT = 2
 @dataclass
 class Learner:
     """One model with all that its training needs, and what the training has shown so far."""
-
-    RECORD: ClassVar = (
-        *("series", "step_seconds", "seconds", "target", "reached", "outcome", "validations"),
-    )
 
     name: str
     model: nn.Module
@@ -56,12 +51,17 @@ class Learner:
         values = self.series.get(name, [])[max(0, step - WINDOW) : step]
         return statistics.fmean(values) if values else math.nan
 
+    def figures(self):
+        """What the last steps have shown."""
+        return "  ".join(
+            f"{name} {values[-1]:.4f}, mean of {WINDOW} {self.running(name):.4f}"
+            for name, values in self.series.items()
+        )
+
     def line(self):
         """The progress so far."""
-        figures = [f"{name} {values[-1]:.4f}" for name, values in self.series.items()]
-        figures += [f"mean of {WINDOW} {self.running(name):.5f}" for name in self.series]
-        seconds = statistics.median(self.step_seconds[-WINDOW // STRETCH :])
-        return f"{self.name} step {self.step:>6}  {'  '.join(figures)}  {1e3 * seconds:.1f} ms/step"
+        milliseconds = 1e3 * statistics.median(self.step_seconds[-WINDOW // STRETCH :])
+        return f"{self.name} step {self.step:>6}  {self.figures()}  {milliseconds:.1f} ms/step"
 
     def summary(self):
         outcome = f"target reached at step {self.reached}" if self.reached else self.outcome
@@ -69,8 +69,13 @@ class Learner:
         steps = f"{self.step} steps in {minutes} min {seconds:02d} s"
         return f"{outcome}; {steps}; mean loss of the last {WINDOW} {self.running():.5f}"
 
+    def record(self):
+        """What the training has shown: all but the name and what is trained."""
+        made = {"name", "model", "optimizer", "generator"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in made}
+
     def state_dict(self):
-        return {name: getattr(self, name) for name in self.RECORD} | {
+        return self.record() | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -80,7 +85,7 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        for name in self.RECORD:
+        for name in self.record():
             setattr(self, name, state[name])
 
     def result(self):
@@ -149,6 +154,7 @@ def train(
             first = learner.step
             train_stretch(learner, loss_of_step, steps, learning_rate, stop)
             bar.update(learner.step - first)
+            bar.set_postfix_str(learner.figures(), refresh=False)
             if stop:
                 learner.outcome = "interrupted"
                 break
