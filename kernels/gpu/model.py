@@ -33,53 +33,31 @@ class Family(NamedTuple):
     resident_backward: int  # the same in the backward
 
 
+# fmt: off
 FAMILIES = {
     # NVIDIA 8.x and 12.x; rates of an A100. In the backward, resident weights would make the kernel
     # with all options spill.
     "mma": Family(
-        lanes=4,
-        adjacent=2,
-        products=1024,
-        memory=11,
-        forward=19,
-        backward=44,
-        resident=512,
-        resident_backward=0,
+        lanes=4, adjacent=2, products=1024, memory=11,
+        forward=19, backward=44, resident=512, resident_backward=0,
     ),
     # NVIDIA 9.0; rates of an H200.
     "wgmma": Family(
-        lanes=4,
-        adjacent=2,
-        products=2048,
-        memory=18,
-        forward=14,
-        backward=38,
-        resident=1024,
-        resident_backward=1024,
+        lanes=4, adjacent=2, products=2048, memory=18,
+        forward=14, backward=38, resident=1024, resident_backward=1024,
     ),
     # NVIDIA 10.x, where one lane holds a whole row; rates of a B200.
     "tcgen05": Family(
-        lanes=1,
-        adjacent=1,
-        products=4096,
-        memory=25,
-        forward=9,
-        backward=21,
-        resident=1024,
-        resident_backward=768,
+        lanes=1, adjacent=1, products=4096, memory=25,
+        forward=9, backward=21, resident=1024, resident_backward=768,
     ),
     # AMD CDNA 3; rates of an MI300X. CDNA 4 needs fewer instructions: 14 and 36.
     "mfma": Family(
-        lanes=2,
-        adjacent=4,
-        products=1024,
-        memory=7,
-        forward=35,
-        backward=68,
-        resident=512,
-        resident_backward=512,
+        lanes=2, adjacent=4, products=1024, memory=7,
+        forward=35, backward=68, resident=512, resident_backward=512,
     ),
 }
+# fmt: on
 CACHE_RATE = 32  # bytes a clock and multiprocessor from the last-level cache
 ASYNCHRONOUS = ("mma", "wgmma", "tcgen05")  # families that copy to shared memory in the background
 GOAL = 32 * 1024  # bytes in flight that keep a multiprocessor's share of the memory busy

@@ -113,10 +113,10 @@ def _fused_fwd_kernel(
 ):
     """h_t = clamp(W x_t + b + u * h_{t-1}, LO, HI), and h_n, the state after the last step.
 
-    Where resets[b, t], h_{t-1} counts as 0. Grid: (chains * tiles,), or (chains,) where a program
-    takes all tiles of a chain; there are B * DIRECTIONS * blocks of channels chains. Saves h alone
-    for the backward. Floor: the larger of 2*B*T*K*N operations on the tensor cores, and x read and
-    h written once, B*T*(K + N) elements. Source: see the head of this file.
+    Where resets[b, t], h_{t-1} counts as 0. Grid: a program for each sequence, direction and block
+    of channels; with chains, for each tile of each of these. Saves h alone for the backward. Floor:
+    the larger of 2*B*T*K*N operations on the tensor cores, and x read and h written once, B*T*(K +
+    N) elements. Source: see the head of this file.
     """
     tl.assume(K > 0)
     b, direction, first_row, length, padded_length, channels, programs_per_tile, chain, tile = (
@@ -195,8 +195,9 @@ def _fused_fwd_kernel(
                     )
             HAS_CONSTANTS: tl.constexpr = (h0_ptr is not None) or (resets_ptr is not None)
             if LANES == 1:
-                # The lane's start is the tile's. The state after the tile is published at once; if
-                # a segment grows it is wrong, and the one after the last step is published below.
+                # The lane's start is the tile's. The state after the tile, which the map gives, is
+                # published at once. Where a segment grows the map is wrong, and the state is
+                # published after the last step, below.
                 s, state = propagate_lanes(P, Q, E0, E1, state, LO is not None, HAS_CONSTANTS)
             elif any_growing:
                 s, state = propagate_lanes_by_steps(a, None, reset, u, state, LO, HI, LO, HI)

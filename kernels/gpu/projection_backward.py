@@ -40,7 +40,7 @@ def _fused_bwd_kernel(
     u_ptr,  # [N]
     h0_ptr,  # [B, N] or None
     d_ptr,  # [B, T, N], gradient of this layer's pre-activation
-    sums_ptr,  # [2, tiles, B, N], each program's terms of the gradients of u and bias; tiles: or 1
+    sums_ptr,  # [2, tiles, B, N], terms of the gradients of u and bias; without chains [2, 1, B, N]
     grad_h0_ptr,  # [B, N]
     lengths_ptr,  # [B] or None
     cu_seqlens_ptr,  # [B + 1] or None; None in a chain
@@ -80,10 +80,10 @@ def _fused_bwd_kernel(
     """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) with g_t = W^T x_t, which is not stored.
 
     grad_u = sum d_t * h_{t-1}, grad_b = sum d_t, grad_h0 = u * d of the first time; m_t, the
-    gradient of h_n and resets as in `_scan_bwd_kernel`. Grid: as in `_fused_fwd_kernel`, with one
-    direction. Reads the h that the forward saved. Floor: the larger of 2*B*T*K*N operations on the
-    tensor cores, and x and h read and d written once, B*T*(K + 2*N) elements. Source: see
-    `projection`.
+    gradient of h_n and resets as in `_scan_bwd_kernel`. Grid: as for one direction of
+    `_fused_fwd_kernel`. Reads the h that the forward saved. Floor: the larger of 2*B*T*K*N
+    operations on the tensor cores, and x and h read and d written once, B*T*(K + 2*N) elements.
+    Source: see `projection`.
     """
     tl.assume(K > 0)
     b, _direction, first_row, length, padded_length, offs_n, programs_per_tile, chain, tile = (
