@@ -181,6 +181,7 @@ class IndRNN(Stack):
         """Nothing: for code that calls it on `nn.RNN`."""
 
     def state_shape(self) -> tuple[int, ...]:
+        """The shape of h_n without the batch: (D * L, H)."""
         return self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
 
     def plan(
@@ -232,7 +233,7 @@ class IndRNN(Stack):
     def _recurrence(self, direction: Direction) -> Recurrence:
         return Recurrence(self.nonlinearity, direction, self.grad_clip, self.grad_clip_mode)
 
-    def run_sequences(
+    def _run_sequences(
         self,
         x: Tensor,
         sequences: Sequences,

@@ -245,5 +245,6 @@ class Unit(nn.Module):
         return h, h_n
 
     def extra_repr(self) -> str:
+        """The sizes and the nonlinearity."""
         weight = "" if self.weight_ih is None else f"{self.weight_ih.shape[1]}, "
         return f"{weight}{self.hidden_size}, nonlinearity={self.recurrence.nonlinearity}"
