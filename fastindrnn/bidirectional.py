@@ -43,10 +43,11 @@ class Bidirectional(Stack):
         self.output_size = self.forwards.output_size + self.backwards.output_size
 
     def state_shape(self) -> tuple[int, ...]:
+        """The shape of h_n without the batch: that of one stack, with twice the states."""
         first, *rest = self.forwards.state_shape()
         return (2 * first, *rest)
 
-    def run_sequences(
+    def _run_sequences(
         self,
         x: Tensor,
         sequences: Sequences,
@@ -60,11 +61,18 @@ class Bidirectional(Stack):
         outputs, ends = [], []
         both = (self.forwards, direction), (self.backwards, opposite(direction))
         for (stack, towards), half in zip(both, halves, strict=True):
-            y, h_n = stack.run_sequences(x, sequences, half, towards, first_step)
+            y, h_n = stack._run_sequences(x, sequences, half, towards, first_step)
             outputs.append(y)
             ends.append(h_n)
         return sequences.concatenate(outputs), torch.cat(ends, along)
 
     def step(self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None):
-        """Not for a stream, whose end is not known: raises a ValueError."""
+        """Not for a stream, whose end is not known.
+
+        Args:
+            x_t, state, time_step: as in `Stack.step`.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError("step needs one direction: a Bidirectional reads the sequence's end first")

@@ -115,7 +115,8 @@ def indrnn(
             shape, whichever is faster. The backend "reference" takes no notice of it. Where
             `grad_clip` bounds results, the projection is a tensor of its own until the recurrence
             has read it, and "fused" an error.
-        u, h0 and the other options: as in `indrnn_scan`; with "result", `grad_clip` bounds the
+        u, h0, nonlinearity, direction, lengths, cu_seqlens, resets: as in `indrnn_scan`.
+        grad_clip, grad_clip_mode: as in `indrnn_scan`; with "result", `grad_clip` bounds the
             gradients of W x_t + b, u and h0.
 
     Returns:

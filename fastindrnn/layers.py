@@ -18,7 +18,7 @@ from .checks import (
     check_step,
 )
 from .describe import describe_arguments
-from .functional import run_stack, run_step
+from .functional import run_stack
 from .norm import Norm, NormPosition, check_norm, make_norm, reset_norm
 from .options import (
     WHOLE,
@@ -33,7 +33,7 @@ from .options import (
 from .plan import Plan, plan
 from .sequences import Sequences, prepare_input
 from .stack import Stack
-from .units import Device, Layer, RecurrentInit, reset_layer, run_both, spread_init
+from .units import Device, Layer, RecurrentInit, reset_layer, run_both, run_step_of_all, spread_init
 
 
 class IndRNN(Stack):
@@ -150,10 +150,9 @@ class IndRNN(Stack):
                     self.register_parameter(name + suffix, value)
         self._all_suffixes = [end for layer in range(num_layers) for end in self._suffixes(layer)]
         self.reset_parameters()
-        for layer in range(num_layers if norm is not None else 0):
-            for suffix in self._suffixes(layer):
-                module = make_norm(norm, hidden_size, norm_steps, device, dtype)
-                self.add_module(f"norm{suffix}", module)
+        for suffix in self._all_suffixes if norm is not None else ():
+            module = make_norm(norm, hidden_size, norm_steps, device, dtype)
+            self.add_module(f"norm{suffix}", module)
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.bidirectional else [f"_l{layer}"]
@@ -181,6 +180,7 @@ class IndRNN(Stack):
         """Nothing: for code that calls it on `nn.RNN`."""
 
     def state_shape(self) -> tuple[int, ...]:
+        """The shape of h_n without the batch: (D * L, H)."""
         return self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
 
     def plan(
@@ -232,7 +232,7 @@ class IndRNN(Stack):
     def _recurrence(self, direction: Direction) -> Recurrence:
         return Recurrence(self.nonlinearity, direction, self.grad_clip, self.grad_clip_mode)
 
-    def run_sequences(
+    def _run_sequences(
         self,
         x: Tensor,
         sequences: Sequences,
@@ -244,10 +244,10 @@ class IndRNN(Stack):
         parameters = [self._parameters_of(suffix) for suffix in suffixes]
         planned = self._plan(x, state, sequences.bounds(), parameters, direction)
         if planned.way == "step":
-            y, h_n = _run_step(x.squeeze(1), state, parameters)
+            y, h_n = run_step_of_all(x.squeeze(1), state, parameters)
             return y.unsqueeze(1), h_n
+        recurrence = self._recurrence(direction)
         if planned.way == "stack":
-            recurrence = self._recurrence(direction)
             return run_stack(x, parameters, state, sequences.bounds(direction), recurrence)
         starts: Any = [None] * len(suffixes) if state is None else state.unbind(0)
         D = 2 if self.bidirectional else 1
@@ -255,7 +255,6 @@ class IndRNN(Stack):
         for layer in range(self.num_layers):
             here = slice(D * layer, D * layer + D)
             if planned.way == "both directions":
-                recurrence = self._recurrence(direction)
                 x, both = run_both(x, sequences, starts[here], parameters[here], recurrence)
                 ends += both
             else:
@@ -268,15 +267,9 @@ class IndRNN(Stack):
                         self._norm_of(suffixes[i]),
                         self.norm_position,
                         self.zoneout,
+                        self.training,
                     )
-                    h, h_n = one.run(
-                        x,
-                        sequences,
-                        starts[i],
-                        plan=planned,
-                        first_step=first_step,
-                        training=self.training,
-                    )
+                    h, h_n = one.run(x, sequences, starts[i], planned, first_step)
                     outputs.append(h)
                     ends.append(h_n)
                 x = sequences.concatenate(outputs)
@@ -294,7 +287,7 @@ class IndRNN(Stack):
         if time_step is None and (state is None or getattr(state, "shape", None) == shape):
             parameters = [self._parameters_of(suffix) for suffix in self._all_suffixes]
             if self._plan(x_t.unsqueeze(-2), state, WHOLE, parameters).way == "step":
-                return _run_step(x_t, state, parameters)
+                return run_step_of_all(x_t, state, parameters)
         return super().step(x_t, state, time_step=time_step)
 
     step.__doc__ = Stack.step.__doc__
@@ -302,15 +295,3 @@ class IndRNN(Stack):
     def extra_repr(self) -> str:
         """The arguments that are not what they are by default."""
         return describe_arguments(IndRNN, self, self._arguments)
-
-
-def _run_step(
-    x: Tensor, state: Tensor | None, layers: Sequence[Parameters]
-) -> tuple[Tensor, Tensor]:
-    """One time step of all layers: x (..., K) and states (L, ..., N) to the last layer's output and
-    the new states."""
-    ends = []
-    for i, parameters in enumerate(layers):
-        x = run_step(x, parameters, None if state is None else state[i])
-        ends.append(x)
-    return x, torch.stack(ends)

@@ -246,6 +246,9 @@ def _draw_activity(
     axes.set(xlabel="step", ylabel="neuron, by |u|")
 
 
+_KERNELS = {"cpu": "cpu", "cuda": "triton"}
+
+
 def _watch(
     module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> dict[str, list[Tensor]]:
@@ -255,8 +258,10 @@ def _watch(
     vectors = dict(_vectors(dict(module.named_parameters())))
     modes = {part: part.training for part in module.modules()}
     watch = _Watch(vectors)
-    # The reference is no operator that could be watched.
-    chosen = None if backend.current == "reference" else backend.current
+    # The reference, and PyTorch's own operations which take a single time step, are no operators
+    # that could be watched: the kernels of the module's device are, when they are asked for.
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    chosen = backend.current if backend.current == "triton" else _KERNELS.get(device.type)
     try:
         with torch.no_grad(), backend(chosen), watch:
             module.eval()(*arguments, **options)

@@ -41,7 +41,7 @@ _REFERENCE = Plan("reference", "fastindrnn.backend('reference') asks for plain P
 _ZONEOUT = Plan("projection then scan", "zoneout acts between the projection and the recurrence")
 _NORM_BEFORE = Plan("projection then scan", "the norm stands between projection and recurrence")
 _STEP = Plan(
-    "step", "one time step of relu: an operator takes longer to be called than PyTorch's own do"
+    "step", "one time step of relu: PyTorch's own operations take less time than an operator's call"
 )
 _SCAN = Plan("scan", "the recurrence has no projection of its own")
 _CLIPPED_RESULTS = Plan(

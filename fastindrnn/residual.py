@@ -26,6 +26,7 @@ class Projection(nn.Linear):
     """`nn.Linear` whose bias starts at 0, as those of the recurrences."""
 
     def reset_parameters(self) -> None:
+        """The weight as `nn.Linear`'s; the bias 0."""
         super().reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -42,7 +43,8 @@ class ResidualIndRNN(Stack):
         input_size: features I of the input.
         hidden_size: neurons H of each recurrence.
         num_blocks: blocks; there are L = 2 * num_blocks + 1 recurrences.
-        nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode: as in `IndRNN`.
+        nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode, device,
+            dtype: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
         zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
@@ -127,9 +129,10 @@ class ResidualIndRNN(Stack):
         return describe_arguments(ResidualIndRNN, self, self._arguments)
 
     def state_shape(self) -> tuple[int, ...]:
+        """The shape of h_n without the batch: (L, H)."""
         return 2 * self.num_blocks + 1, self.hidden_size
 
-    def run_sequences(
+    def _run_sequences(
         self,
         x: Tensor,
         sequences: Sequences,

@@ -16,7 +16,7 @@ class Stack(nn.Module):
     and state, and streaming.
 
     `isinstance(module, Stack)` finds them in a model. A subclass of your own sets the attributes
-    below and gives the methods `state_shape` and `run_sequences`; `forward` and `step` come from
+    below and gives the methods `state_shape` and `_run_sequences`; `forward` and `step` come from
     here.
 
     Attributes:
@@ -24,6 +24,9 @@ class Stack(nn.Module):
         output_size: features of the output.
         batch_first: whether inputs and outputs are (B, T, features), not (T, B, features).
         zoneout: probability of zoneout, 0 without it.
+
+    Raises:
+        NotImplementedError: at a call, where the subclass lacks one of the methods.
     """
 
     input_size: int
@@ -35,10 +38,17 @@ class Stack(nn.Module):
         refuse_script(self)
 
     def state_shape(self) -> tuple[int, ...]:
-        """The shape of the states, without the batch, which comes before the last dimension."""
+        """What `h_n` and `hx` look like.
+
+        Returns:
+            Their shape without the batch, which stands before the last dimension.
+
+        Raises:
+            NotImplementedError: the subclass does not say.
+        """
         raise NotImplementedError
 
-    def run_sequences(
+    def _run_sequences(
         self,
         x: Tensor,
         sequences: Sequences,
@@ -110,7 +120,7 @@ class Stack(nn.Module):
             raise ValueError("zoneout needs padded sequences without resets")
         state = None if hx is None else prepared.prepare_states(hx, self.state_shape())
         first_step = _first_step(time_step, hx)
-        x, h_n = self.run_sequences(prepared.x, prepared.sequences, state, first_step=first_step)
+        x, h_n = self._run_sequences(prepared.x, prepared.sequences, state, first_step=first_step)
         return prepared.restore(x), prepared.restore_states(h_n)
 
     def step(
@@ -143,7 +153,7 @@ class Stack(nn.Module):
         prepared = prepare_input(x_t.unsqueeze(-2), self.input_size, True, None, None)
         if state is not None:
             state = prepared.prepare_states(state, self.state_shape(), "state")
-        y, state = self.run_sequences(prepared.x, prepared.sequences, state, first_step=first_step)
+        y, state = self._run_sequences(prepared.x, prepared.sequences, state, first_step=first_step)
         y = y[:, 0] if has_batch else y[0, 0]
         return y, prepared.restore_states(state)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import init
 from .checks import check_layer, check_recurrence
-from .functional import run_layer, run_scan
+from .functional import run_layer, run_scan, run_step
 from .norm import Norm, NormPosition, make_norm, normalize, reset_norm
 from .options import Direction, GradClipMode, Nonlinearity, Parameters, Recurrence
 from .plan import Plan, plan
@@ -72,16 +72,10 @@ class Layer:
     norm: nn.Module | None
     norm_position: NormPosition
     zoneout: float
+    training: bool
 
     def run(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        h0: Tensor | None,
-        *,
-        plan: Plan,
-        first_step: int | None,
-        training: bool,
+        self, x: Tensor, sequences: Sequences, h0: Tensor | None, plan: Plan, first_step: int | None
     ) -> tuple[Tensor, Tensor]:
         """[projection], [norm before], recurrence with its nonlinearity, [norm after].
 
@@ -91,7 +85,6 @@ class Layer:
             h0: (B, N) or None.
             plan: the way to go.
             first_step: the time step of each sequence that x begins with; None if it is not known.
-            training: for zoneout.
 
         Returns:
             The output (B, T, N) or (total, N), and h_n (B, N), of the recurrence itself.
@@ -109,11 +102,23 @@ class Layer:
             a = x if weight is None else sequences.project(x, weight, parameters.bias)
             a = normalize(self.norm, a, sequences, first_step) if is_before else a
             if self.zoneout:
-                draw = self.zoneout, training
+                draw = self.zoneout, self.training
                 h, h_n = zoneout_scan(a, u, h0, *draw, sequences, self.recurrence)
             else:
                 h, h_n = run_scan(a, u, h0, bounds, self.recurrence)
         return h if is_before else normalize(self.norm, h, sequences, first_step), h_n
+
+
+def run_step_of_all(
+    x: Tensor, state: Tensor | None, layers: Sequence[Parameters]
+) -> tuple[Tensor, Tensor]:
+    """One time step of layers one on the other: x (..., K) and states (L, ..., N) to the output of
+    the last layer and the new states."""
+    ends = []
+    for i, parameters in enumerate(layers):
+        x = run_step(x, parameters, None if state is None else state[i])
+        ends.append(x)
+    return x, torch.stack(ends)
 
 
 def run_both(
@@ -227,6 +232,7 @@ class Unit(nn.Module):
             self.norm,
             self.norm_position,
             self.zoneout,
+            self.training,
         )
         planned = plan(
             x,
@@ -237,13 +243,12 @@ class Unit(nn.Module):
             norm=None if self.norm is None else self.norm_position,
             zoneout=self.zoneout > 0,
         )
-        h, h_n = layer.run(
-            x, sequences, h0, plan=planned, first_step=first_step, training=self.training
-        )
+        h, h_n = layer.run(x, sequences, h0, planned, first_step)
         if self.training and self.dropout > 0:
             h = sequences.shared_over_time(h, self.dropout)
         return h, h_n
 
     def extra_repr(self) -> str:
+        """The sizes and the nonlinearity."""
         weight = "" if self.weight_ih is None else f"{self.weight_ih.shape[1]}, "
         return f"{weight}{self.hidden_size}, nonlinearity={self.recurrence.nonlinearity}"

@@ -3,9 +3,10 @@
     training    h_t = h_{t-1} with probability p, else f(a_t + u * h_{t-1})
     evaluation  h_t = p * h_{t-1} + (1 - p) * f(a_t + u * h_{t-1})
 
-A kept state is the identity map, so that training is the recurrence over the steps that are not
-kept, as parallel in time as ever: these are moved together, channel by channel, and back. The
-expected mix of evaluation is no clamped map: a loop over time.
+In training the steps of a channel whose states are not kept form a recurrence of their own. They
+are gathered, channel by channel, into a shorter sequence; the ordinary operator computes its
+states; and each step of the full sequence takes the state of the last gathered step up to it. The
+mix of evaluation has no such form, and is computed in a Python loop over time.
 """
 
 import torch
@@ -25,8 +26,20 @@ def zoneout_scan(
     sequences: Sequences,
     recurrence: Recurrence,
 ) -> tuple[Tensor, Tensor]:
-    """`indrnn_scan` of a (B, T, N) with zoneout; not for resets or packed sequences, nor for
-    direction "both"."""
+    """`indrnn_scan` with zoneout.
+
+    Args:
+        a: input (B, T, N).
+        u: (N,).
+        h0: (B, N) or None.
+        probability: of keeping a state.
+        training: whether states are kept at random, or mixed by the probability.
+        sequences: without resets and cu_seqlens.
+        recurrence: its direction is "forward" or "reverse".
+
+    Returns:
+        h (B, T, N) and h_n (B, N).
+    """
     reverse = recurrence.direction == "reverse"
     recurrence = recurrence.towards("forward")
     valid = sequences.valid(a)
@@ -45,14 +58,16 @@ def zoneout_scan(
 
 
 def _over_active_steps(a, u, state, active, recurrence):
-    """Padding is not active: with it a state is kept to the end of the tensor."""
+    """`active` (B, T, N): the steps that compute a new state. Those of the padding do not, so that
+    the last state of a sequence stands at the end of the tensor too."""
     if a.shape[1] == 0:
         return a, state
-    together = torch.argsort(active.logical_not().to(torch.uint8), dim=1, stable=True)
-    # Behind the active steps run as many others, whose states must not overflow where |u| > 1.
+    # For each channel its active steps first, in their order, then the others.
+    order = torch.argsort(active.logical_not().to(torch.uint8), dim=1, stable=True)
+    # The operator computes states of the other steps too: these must not overflow where |u| > 1.
     idle = 0.0 if recurrence.nonlinearity == "identity" else torch.finfo(a.dtype).min
     a = a.masked_fill(active.logical_not(), idle)
-    h, _ = run_scan(a.gather(1, together), u, state, WHOLE, recurrence)
+    h, _ = run_scan(a.gather(1, order), u, state, WHOLE, recurrence)
     passed = active.cumsum(1)
     h = h.gather(1, (passed - 1).clamp(min=0))
     h = torch.where(passed > 0, h, state[:, None])

@@ -74,7 +74,12 @@ def test_second_derivatives_many_at_once(clip, nonlinearity, form):
 
     hessian = torch.autograd.functional.hessian
     of_a_layer = a, normal(4, 2), normal(4), torch.cat([u, -u]), normal(2, 4)
-    for function, values in ((scan, (a, u, h0)), (layer, of_a_layer)):
+
+    def scan_both(a, u, h0):
+        pair = (torch.cat((x, 0.5 - x), -1) for x in (a, u, h0))
+        return sum(y.sin().sum() for y in indrnn_scan(*pair, direction="both", **options, **clip))
+
+    for function, values in ((scan, (a, u, h0)), (scan_both, (a, u, h0)), (layer, of_a_layer)):
         values = tuple(x.detach() for x in values)
         expected = hessian(function, values)
         torch.testing.assert_close(hessian(function, values, vectorize=True), expected)
@@ -149,6 +154,32 @@ def test_compile_forward_and_backward():
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.triton
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
+def test_a_scan_in_both_directions_is_two_scans(form, backend):
+    """Each on its half of the channels: outputs, states, gradients; and a batch of models."""
+    a, u, h0, options = leaves(Case(2, 7, 6, form=form, has_resets=True))
+    del options["reverse"]
+    halves = [x.chunk(2, -1) for x in (a, u, h0)]
+    with fastindrnn.backend(backend):
+        pairs = zip(*halves, strict=True)
+        parts = [
+            indrnn_scan(*part, direction=direction, **options)
+            for part, direction in zip(pairs, ("forward", "reverse"), strict=True)
+        ]
+        both = indrnn_scan(a, u, h0, direction="both", **options)
+        us = torch.stack((u, u / 2))
+        models = torch.vmap(lambda u: indrnn_scan(a, u, h0, direction="both", **options))(us)
+    expected = tuple(torch.cat(pair, -1) for pair in zip(*parts, strict=True))
+    found = []
+    for h, h_n in (both, expected, (models[0][0], models[1][0])):
+        loss = h.sin().sum() + h_n.cos().sum()
+        found.append((h, h_n, *torch.autograd.grad(loss, (a, u, h0), retain_graph=True)))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[2], found[1])
+
+
 def test_strided_and_expanded_inputs():
     a, u = torch.randn(4, 9, 12), torch.rand(12)
     expected = reference.scan(a, u)[0]
@@ -180,9 +211,8 @@ class Names(TorchDispatchMode):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-def test_who_listens_hears_the_operator():
-    """Without gradients the kernel is called past the dispatcher: not where a mode, a tracer, a
-    compiler, vmap, autocast or a fake tensor is to see an operator."""
+def test_modes_tracers_and_compilers_see_the_operator():
+    """Without gradients too: dispatch modes, tracers, compilers, vmap, autocast, fake tensors."""
     x, weight, u = torch.randn(2, 7, 3), torch.randn(4, 3), torch.rand(4)
 
     def call(x):

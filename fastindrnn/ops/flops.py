@@ -1,6 +1,6 @@
 """What `torch.utils.flop_counter` counts for the operators.
 
-A product of (rows, K) and (K, N) counts 2 * rows * K * N, as everywhere in PyTorch. The recurrence
+A product of (M, K) and (K, N) counts 2 * M * K * N, as everywhere in PyTorch. The recurrence
 counts 2 for each element of h, for its multiplication and addition, and its gradient 4: those of
 d_t = g_t + u * d_{t+1}, and of the sum of d_t * h_{t-1}. Clamps, masks, biases and the sums of
 their gradients are not counted, as PyTorch counts nothing that goes element by element. The
@@ -58,8 +58,8 @@ def _register() -> None:
 
 
 class _OnImport(MetaPathFinder):
-    """Registers the formulas when PyTorch's counter is imported for the first time. Who only looks
-    for it, and does not import it, changes nothing."""
+    """Registers the formulas when PyTorch's counter is imported for the first time. Asking where
+    the counter's module lies, as `importlib.util.find_spec` does, registers nothing."""
 
     is_looking = False
 
@@ -85,8 +85,9 @@ class _OnImport(MetaPathFinder):
 
 
 def register_when_counted() -> None:
-    """Registers the formulas with PyTorch's counter, which is not imported for that: it imports
-    Triton, which takes a second, and which the caller may want to prepare before."""
+    """Registers the formulas with PyTorch's counter, now or when the program imports the counter.
+    It is not imported here: it imports Triton, which takes a second, and which must not be imported
+    before TRITON_INTERPRET is set."""
     if _COUNTER in sys.modules:
         _register()
     else:
