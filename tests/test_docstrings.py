@@ -81,8 +81,6 @@ def test_has_a_docstring_of_its_own(value):
 
 
 FACE = ("fold", "init", "interop", "memory", "norm", "onnx")
-# In fastindrnn.norm for layers, not for users.
-INSIDE = {"normalize", "check_norm", "make_norm", "reset_norm", "refuse_step"}
 # What nn.Module says of these is all there is to say.
 OF_TORCH = {"extra_repr", "reset_parameters", "flatten_parameters"}
 
@@ -95,7 +93,7 @@ def face():
         names = getattr(module, "__all__", None) or [
             n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
         ]
-        found |= {n: getattr(module, n) for n in names if n[0] != "_" and n not in INSIDE}
+        found |= {n: getattr(module, n) for n in names if n[0] != "_"}
     for name, value in found.items():
         if inspect.isclass(value):
             yield name, value
