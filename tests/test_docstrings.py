@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 import textwrap
+from typing import NoReturn
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ def test_has_a_docstring_of_its_own(value):
     assert not text.startswith(f"{value.__name__}("), "no docstring"
 
 
+NOTHING = (None, "None", NoReturn, inspect.Signature.empty)
 FACE = ("fold", "init", "interop", "memory", "norm", "onnx")
 # What nn.Module says of these is all there is to say.
 OF_TORCH = {"extra_repr", "reset_parameters", "flatten_parameters"}
@@ -142,7 +144,7 @@ def test_says_what_it_takes_returns_and_raises(value):
         arguments = [name for name in signature.parameters if name != "self"]
         assert sorted(described) == sorted(arguments)
     returns = signature.return_annotation
-    if inspect.isfunction(value) and returns not in (None, "None", inspect.Signature.empty):
+    if inspect.isfunction(value) and returns not in NOTHING:
         one_line = found == {} and "\n" not in inspect.cleandoc(value.__doc__)
         assert "Returns" in found or (one_line and not described), "no Returns"
     if can_raise(value):
