@@ -94,7 +94,8 @@ class IndRNNCell(nn.Module):
 
         Args:
             input: (B, I) or (I,).
-            hx: state (B, H) or (H,); zeros if None.
+            hx: state (B, H) or (H,); zeros if None. In a stream without an end |u| must be 1 at
+                most (`recurrent_max_for(None)`), or the states grow until they overflow.
 
         Returns:
             The next state, (B, H) or (H,).

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .sequences import Sequences
 
+__all__ = ["Norm", "NormFactory", "NormName", "NormPosition", "StepBatchNorm"]
 NormName = Literal["batch", "batch_per_step", "layer"]
 # Called with the number of channels, as nn.BatchNorm1d is.
 NormFactory = Callable[[int], nn.Module]
