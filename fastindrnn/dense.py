@@ -38,8 +38,8 @@ class DenseIndRNN(Stack):
             the first block reads the input.
         last_features: features of the last transition, half of those that it reads if None; with 0
             there is no such transition.
-        nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode, device,
-            dtype: as in `IndRNN`.
+        nonlinearity, bias, batch_first, recurrent_max: as in `IndRNN`.
+        grad_clip, grad_clip_mode, device, dtype: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
         zoneout, norm, norm_position, norm_steps: as in `IndRNN`.

@@ -43,8 +43,8 @@ class ResidualIndRNN(Stack):
         input_size: features I of the input.
         hidden_size: neurons H of each recurrence.
         num_blocks: blocks; there are L = 2 * num_blocks + 1 recurrences.
-        nonlinearity, bias, batch_first, recurrent_max, grad_clip, grad_clip_mode, device,
-            dtype: as in `IndRNN`.
+        nonlinearity, bias, batch_first, recurrent_max: as in `IndRNN`.
+        grad_clip, grad_clip_mode, device, dtype: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
         zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
