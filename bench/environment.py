@@ -53,9 +53,10 @@ def device_name(device):
 def keep_freed_memory():
     """Keeps what a call frees for the next one, where the C library is GNU's.
 
-    It gives large blocks back to the system at once, and the page faults of taking them again are
-    most of the time of a call with large tensors, and of its scatter: a training step of `IndRNN`
-    at (32, 8192, 128) took 239 to 581 ms, and 176 to 182 without them (AMD EPYC, 2 threads).
+    It gives large blocks back to the system at once, and the page faults of taking them again can
+    be half the time of a call, and most of its scatter: 7 training steps of `nn.LSTM` at
+    (32, 4096, 128) took 861 to 1,933 ms, median 1,027; without these faults 348 to 592 ms but for
+    the first, median 506 (2 threads of an AMD EPYC that others used too).
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
