@@ -220,6 +220,9 @@ def run_step(x: Tensor, parameters: Parameters, h: Tensor | None) -> Tensor:
     """
     weight = parameters.weight
     z = x if weight is None else linear(x, weight, parameters.bias)
+    if h is None and parameters.u.requires_grad and torch.is_grad_enabled():
+        # Or u had no gradient, and DistributedDataParallel waits for one of each parameter.
+        h = z.new_zeros(())
     if h is not None:
         z = torch.addcmul(z, parameters.u, h)
     return torch.threshold(z, _TINY[z.dtype], 0.0)
