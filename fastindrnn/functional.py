@@ -52,8 +52,8 @@ def indrnn_scan(
             "both": the first N/2 channels forwards, the others in reverse.
         lengths: (B,) integers from 0 to T. Later steps are padding: h is 0 there, no gradient
             arrives there, and what the input holds there is not read.
-        cu_seqlens: (B + 1,) integers, 0 first, `total` last, not decreasing: sequence b is rows
-            cu_seqlens[b] to cu_seqlens[b + 1]. Not together with `lengths`.
+        cu_seqlens: (B + 1,) integers, 0 first, `total` last, not decreasing: sequence b is
+            a[cu_seqlens[b] : cu_seqlens[b + 1]]. Not together with `lengths`.
         resets: (B, T), or (total,), booleans: where true, the state that the step starts from is 0.
         grad_clip: bound of the gradients, None for none.
         grad_clip_mode: "per_step" clips, at every step of the backward, the gradient with respect
@@ -220,6 +220,9 @@ def run_step(x: Tensor, parameters: Parameters, h: Tensor | None) -> Tensor:
     """
     weight = parameters.weight
     z = x if weight is None else linear(x, weight, parameters.bias)
+    if h is None and parameters.u.requires_grad and torch.is_grad_enabled():
+        # Or u had no gradient, and DistributedDataParallel waits for one of each parameter.
+        h = z.new_zeros(())
     if h is not None:
         z = torch.addcmul(z, parameters.u, h)
     return torch.threshold(z, _TINY[z.dtype], 0.0)

@@ -208,7 +208,8 @@ class IndRNN(Stack):
         prepared = prepare_input(input, self.input_size, self.batch_first, lengths, resets)
         state = None if hx is None else prepared.prepare_states(hx, self.state_shape())
         parameters = [self._parameters_of(suffix) for suffix in self._all_suffixes]
-        return self._plan(prepared.x, state, prepared.sequences.bounds(), parameters)
+        bounds, recurrence = prepared.sequences.bounds(), self._recurrence("forward")
+        return self._plan(prepared.x, state, bounds, parameters, recurrence)
 
     def _plan(
         self,
@@ -216,14 +217,14 @@ class IndRNN(Stack):
         state: Tensor | None,
         bounds: Bounds,
         parameters: list[Parameters],
-        direction: Direction = "forward",
+        recurrence: Recurrence,
     ) -> Plan:
         return plan(
             x,
             parameters,
             state,
             bounds,
-            self._recurrence("both" if self.bidirectional else direction),
+            recurrence.towards("both") if self.bidirectional else recurrence,
             norm=None if self.norm is None else self.norm_position,
             zoneout=self.zoneout > 0,
             dropout=self.training and self.dropout > 0,
@@ -242,11 +243,11 @@ class IndRNN(Stack):
     ) -> tuple[Tensor, Tensor]:
         suffixes = self._all_suffixes
         parameters = [self._parameters_of(suffix) for suffix in suffixes]
-        planned = self._plan(x, state, sequences.bounds(), parameters, direction)
+        recurrence = self._recurrence(direction)
+        planned = self._plan(x, state, sequences.bounds(), parameters, recurrence)
         if planned.way == "step":
             y, h_n = run_step_of_all(x.squeeze(1), state, parameters)
             return y.unsqueeze(1), h_n
-        recurrence = self._recurrence(direction)
         if planned.way == "stack":
             return run_stack(x, parameters, state, sequences.bounds(direction), recurrence)
         starts: Any = [None] * len(suffixes) if state is None else state.unbind(0)
@@ -263,7 +264,7 @@ class IndRNN(Stack):
                     is_reversed = suffixes[i].endswith("_reverse")
                     one = Layer(
                         parameters[i],
-                        self._recurrence(opposite(direction) if is_reversed else direction),
+                        recurrence.towards(opposite(direction)) if is_reversed else recurrence,
                         self._norm_of(suffixes[i]),
                         self.norm_position,
                         self.zoneout,
@@ -286,7 +287,8 @@ class IndRNN(Stack):
         shape = self.num_layers, *x_t.shape[:-1], self.hidden_size
         if time_step is None and (state is None or getattr(state, "shape", None) == shape):
             parameters = [self._parameters_of(suffix) for suffix in self._all_suffixes]
-            if self._plan(x_t.unsqueeze(-2), state, WHOLE, parameters).way == "step":
+            recurrence = self._recurrence("forward")
+            if self._plan(x_t.unsqueeze(-2), state, WHOLE, parameters, recurrence).way == "step":
                 return run_step_of_all(x_t, state, parameters)
         return super().step(x_t, state, time_step=time_step)
 

@@ -278,6 +278,18 @@ def test_a_step_at_the_borders(backend, values, has_state):
     torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("make", [lambda: IndRNN(K, H, 2), lambda: IndRNNCell(K, H)])
+def test_a_step_without_a_state_has_gradients_of_zero(make):
+    """For u, as a sequence of one step had them: not None, for which others would wait."""
+    module = make()
+    output = module(torch.randn(1, K))
+    output = output[0] if isinstance(output, tuple) else output
+    output.sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert "weight_hh" not in name or not parameter.grad.any()
+
+
 def test_a_step_under_transforms():
     """PyTorch's own operations: torch.func differentiates them, in both modes."""
     rnn, x = IndRNN(K, H, batch_first=True), torch.randn(2, 1, K)

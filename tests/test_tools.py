@@ -1,5 +1,4 @@
-"""The operators in what people look at them with: FLOP counter, profiler, torch.func, loading of
-saved programs."""
+"""The operators under PyTorch's tools: FLOP counter, profiler, torch.func, saved programs."""
 
 import subprocess
 import sys

@@ -157,7 +157,7 @@ def _check_cu_seqlens(cu_seqlens: Tensor, total: int, device: torch.device) -> N
         raise ValueError(f"cu_seqlens must be (batch + 1,), but is {_shape(cu_seqlens)}")
     if not _hold(cu_seqlens, lambda x: (x[0] == 0) & (x[-1] == total) & (x.diff() >= 0).all()):
         raise ValueError(
-            f"cu_seqlens must rise from 0 to {total}, the rows of the input, "
+            f"cu_seqlens must rise from 0 to {total}, the time steps of the input, "
             f"but is {cu_seqlens.tolist()}"
         )
 
