@@ -226,6 +226,7 @@ def test_public_names():
     sections = text.partition("PACKAGE CONTENTS")[2].partition("CLASSES")[2]
     shown = [n for n in dir(fastindrnn) if not inspect.ismodule(getattr(fastindrnn, n))]
     assert not [name for name in shown if name[0] != "_" and name not in sections]
+    assert not hasattr(IndRNN, "run_sequences")
     inside = ["check_sizes", "describe_arguments", "prepare_input"]
     assert not [name for name in inside if name in sections]
     with pytest.raises(AttributeError, match="module 'fastindrnn' has no attribute 'lstm'"):
