@@ -246,9 +246,6 @@ def _draw_activity(
     axes.set(xlabel="step", ylabel="neuron, by |u|")
 
 
-_KERNELS = {"cpu": "cpu", "cuda": "triton"}
-
-
 def _watch(
     module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> dict[str, list[Tensor]]:
@@ -261,7 +258,7 @@ def _watch(
     # The reference, and PyTorch's own operations which take a single time step, are no operators
     # that could be watched: the kernels of the module's device are, when they are asked for.
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    chosen = backend.current if backend.current == "triton" else _KERNELS.get(device.type)
+    chosen = "triton" if device.type == "cuda" or backend.current == "triton" else "cpu"
     try:
         with torch.no_grad(), backend(chosen), watch:
             module.eval()(*arguments, **options)

@@ -119,8 +119,8 @@ def _is_step(
     recurrence: Recurrence,
 ) -> bool:
     """Whether `functional.run_step` computes what the operators do: not in half precision, where
-    their state is float32, and not under autocast, which would round it. A trace shall serve other
-    lengths too."""
+    their state is float32, nor under autocast, which would round it. Elsewhere than on CPUs and
+    GPUs the operators say what they lack. A trace shall serve other lengths too."""
     if x.shape[-2] != 1 or recurrence.nonlinearity != "relu" or recurrence.direction == "both":
         return False
     if recurrence.grad_clip is not None and torch.is_grad_enabled():
@@ -128,7 +128,9 @@ def _is_step(
     dtype, device = x.dtype, x.device
     if dtype not in _STATE_DTYPES or backend.current is not None or not bounds.are_whole():
         return False
-    if torch.is_autocast_enabled(device.type) or torch.jit.is_tracing():
+    if device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(device.type):
+        return False
+    if torch.jit.is_tracing():
         return False
     if h0 is not None and (h0.dtype != dtype or h0.device != device):
         return False

@@ -246,6 +246,7 @@ def test_what_a_layer_says_of_its_calls():
         assert rnn.plan(x[:1]).way == rnn.plan(x[:1], torch.zeros(2, 2, H)).way == "step"
         assert rnn.plan(x[:1], lengths=torch.ones(2, dtype=torch.long)).way == "layer"
         assert rnn.plan(pack_sequence([x[:, 0]])).way == "layer"
+        assert IndRNN(K, H, device="meta")(x[:1].to("meta"))[0].shape == (1, 2, H)
     with fastindrnn.backend("reference"):
         assert rnn.plan(x).way == "reference"
     with torch.autocast("cpu"):
