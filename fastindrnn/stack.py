@@ -133,7 +133,8 @@ class Stack(nn.Module):
 
         Args:
             x_t: (B, I) or (I,).
-            state: as h_n of the full pass; zeros if None.
+            state: as h_n of the full pass; zeros if None. In a stream without an end |u| must be 1
+                at most (`recurrent_max_for(None)`), or the states grow until they overflow.
             time_step: which step of the sequence this is; it matters for norm="batch_per_step"
                 alone, which needs it where `state` is given. 0 if None.
 
