@@ -168,3 +168,8 @@ def check_scan(case, forward, backward, **launch):
     for what, *three in zip(names, actual, expected, loop, strict=True):
         assert three[0].dtype == case.dtype
         assert_close_to_reference(*three, what=what, magnitude=magnitudes.get(what, 0.0))
+
+
+def loss_of(h, h_n):
+    """A number that every element of both has a different part in."""
+    return h.sin().sum() + h_n.cos().sum()

@@ -300,37 +300,3 @@ def test_sizes_of_the_ends_of_a_dense_stack():
         assert dense.output_size == dense(x)[0].shape[-1] == size
         assert (dense.first is None) == (first == 0)
         assert ("transition" in dense.blocks[-1]) == (last != 0)
-
-
-WRONG = [
-    (ResidualIndRNN, (0, 5), {}, ValueError, "input_size must be positive, but is 0"),
-    (ResidualIndRNN, (4, 5, 0), {}, ValueError, "num_blocks must be positive, but is 0"),
-    (ResidualIndRNN, (4, 5), {"norm": "group"}, ValueError, "norm must be one of.*'group'"),
-    (ResidualIndRNN, (4, 5), {"norm_position": "in"}, ValueError, "norm_position must be.*'in'"),
-    (ResidualIndRNN, (4, 5), {"norm_steps": 9}, ValueError, "norm_steps must be.*9"),
-    (ResidualIndRNN, (4, 5, 1), {"recurrent_init": [None]}, ValueError, "each of 3 layers.*has 1"),
-    (ResidualIndRNN, (4, 5), {"dropout": -0.1}, ValueError, "dropout must be a prob.*-0.1"),
-    (ResidualIndRNN, (4, 5), {"recurrent_max": -1.0}, ValueError, "recurrent_max must be.*-1"),
-    (ResidualIndRNN, (4, 5), {"nonlinearity": "elu"}, ValueError, "nonlinearity must be.*'elu'"),
-    (DenseIndRNN, (4, 0), {}, ValueError, "growth must be positive, but is 0"),
-    (DenseIndRNN, (4, 2, ()), {}, ValueError, r"blocks must be a sequence.*\(\)"),
-    (DenseIndRNN, (4, 2, 8), {}, ValueError, "blocks must be a sequence.*8"),
-    (DenseIndRNN, (4, 2, (2, 0)), {}, ValueError, r"blocks\[1\] must be positive, but is 0"),
-    (DenseIndRNN, (4, 2), {"norm": "batch_per_step"}, ValueError, "norm_steps must be.*None"),
-    (DenseIndRNN, (4, 2), {"first_features": -1}, ValueError, "first_features must be pos.*-1"),
-    (DenseIndRNN, (4, 2), {"last_features": 1.0}, TypeError, "last_features must be an int"),
-    (DenseIndRNN, (4, 2), {"grad_clip": 0}, ValueError, "grad_clip must be positive"),
-    (IndRNN, (4, 5), {"norm": "batch_per_step", "norm_steps": 0}, ValueError, "must be positive"),
-    (IndRNN, (4, 5), {"zoneout": 1.5}, ValueError, r"zoneout must be a probability.*1\.5"),
-    (ResidualIndRNN, (4, 5), {"bias": None}, TypeError, "bias must be a bool, but is NoneType"),
-    (ResidualIndRNN, (4, 5), {"batch_first": 1}, TypeError, "batch_first must be a bool.*int"),
-    (DenseIndRNN, (4, 2), {"bias": "no"}, TypeError, "bias must be a bool, but is str"),
-    (DenseIndRNN, (4, 2), {"batch_first": "yes"}, TypeError, "batch_first must be a bool.*str"),
-    (Bidirectional, (lambda: nn.Linear(2, 3),), {}, TypeError, "factory must make.*Linear"),
-]
-
-
-@pytest.mark.parametrize(("make", "arguments", "options", "error", "words"), WRONG)
-def test_wrong_arguments(make, arguments, options, error, words):
-    with pytest.raises(error, match=words):
-        make(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Swapped arguments and wrong kinds, of what is not a layer: one line that names the argument."""
+"""Swapped arguments and wrong kinds, values and shapes: one line that names the argument."""
 
 import math
 
@@ -6,12 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from fastindrnn import IndRNN, IndRNNCell, init, parameter_groups
+from fastindrnn import (
+    Bidirectional,
+    DenseIndRNN,
+    IndRNN,
+    IndRNNCell,
+    ResidualIndRNN,
+    init,
+    parameter_groups,
+)
 from fastindrnn.fold import fold_norms
 from fastindrnn.memory import LayerMemory, activity, half_life, plot, read_memory
 
 U, RNN = torch.rand(4), IndRNN(3, 4)
+
 X = torch.randn(5, 2, 3)
+
 LAYERS = [LayerMemory("weight_hh_l0", U.double())]
 
 
@@ -70,3 +80,98 @@ def test_one_line_that_names_the_argument(call, error, words):
         call()
     assert "\n" not in str(caught.value)
     assert torch.equal(U, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((0, 7), {}, ValueError, "input_size must be positive, but is 0"),
+        ((5, -1), {}, ValueError, "hidden_size must be positive, but is -1"),
+        ((5, 7, 0), {}, ValueError, "num_layers must be positive, but is 0"),
+        ((5.0, 7), {}, TypeError, "input_size must be an int, but is float"),
+        ((5, 7, True), {}, TypeError, "num_layers must be an int, but is bool"),
+        ((5, 7), {"bias": 1}, TypeError, "bias must be a bool, but is int"),
+        ((5, 7), {"batch_first": "yes"}, TypeError, "batch_first must be a bool, but is str"),
+        ((5, 7), {"bidirectional": 2}, TypeError, "bidirectional must be a bool, but is int"),
+        ((5, 7), {"nonlinearity": "gelu"}, ValueError, "nonlinearity must be one of.*'gelu'"),
+        ((5, 7), {"dropout": 1.5}, ValueError, "dropout must be .* but is 1.5"),
+        ((5, 7), {"recurrent_max": float("nan")}, ValueError, "recurrent_max must be.*nan"),
+        ((5, 7), {"recurrent_max": 0}, ValueError, "recurrent_max must be.*0"),
+        ((5, 7), {"recurrent_init": [None] * 3}, ValueError, "recurrent_init must have.*1.*has 3"),
+        ((5, 7), {"grad_clip": -1.0}, ValueError, "grad_clip must be positive.*-1"),
+        ((5, 7), {"grad_clip": "big"}, TypeError, "grad_clip must be a number.*str"),
+        ((5, 7), {"grad_clip_mode": "all"}, ValueError, "grad_clip_mode must be.*'all'"),
+    ],
+)
+def test_wrong_constructor_arguments(arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        IndRNN(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "words"),
+    [
+        ((4, 3, 6), {}, r"input must be .*5.*\(4, 3, 6\)"),
+        ((5,), {}, r"input must be .*\(5,\)"),
+        ((2, 4, 3, 5), {}, r"input must be .*\(2, 4, 3, 5\)"),
+        ((4, 3, 5), {"hx": torch.zeros(1, 3, 7)}, r"hx must be \(2, 3, 7\), but is \(1, 3, 7\)"),
+        ((4, 5), {"hx": torch.zeros(2, 1, 7)}, r"hx must be \(2, 7\), but is \(2, 1, 7\)"),
+        ((4, 3, 5), {"lengths": torch.tensor([4, 4])}, r"lengths must be \(3,\)"),
+        ((4, 3, 5), {"lengths": torch.tensor([5, 4, 4])}, r"lengths must be from 0 to 4"),
+    ],
+)
+def test_wrong_inputs(shape, options, words):
+    with pytest.raises(ValueError, match=words):
+        IndRNN(5, 7, 2)(torch.randn(shape), **options)
+
+
+def test_bias_of_the_cell_is_a_bool():
+    with pytest.raises(TypeError, match="bias must be a bool, but is Tensor"):
+        IndRNNCell(5, 7, torch.zeros(7))
+
+
+@pytest.mark.parametrize(
+    ("shape", "hx", "words"),
+    [
+        ((3, 4), None, r"input must be \(batch, 5\)"),
+        ((3, 2, 5), None, r"input must be \(batch, 5\)"),
+        ((3, 5), torch.zeros(7), r"hx must be \(3, 7\), but is \(7,\)"),
+    ],
+)
+def test_wrong_inputs_of_the_cell(shape, hx, words):
+    with pytest.raises(ValueError, match=words):
+        IndRNNCell(5, 7)(torch.randn(shape), hx)
+
+
+WRONG = [
+    (ResidualIndRNN, (0, 5), {}, ValueError, "input_size must be positive, but is 0"),
+    (ResidualIndRNN, (4, 5, 0), {}, ValueError, "num_blocks must be positive, but is 0"),
+    (ResidualIndRNN, (4, 5), {"norm": "group"}, ValueError, "norm must be one of.*'group'"),
+    (ResidualIndRNN, (4, 5), {"norm_position": "in"}, ValueError, "norm_position must be.*'in'"),
+    (ResidualIndRNN, (4, 5), {"norm_steps": 9}, ValueError, "norm_steps must be.*9"),
+    (ResidualIndRNN, (4, 5, 1), {"recurrent_init": [None]}, ValueError, "each of 3 layers.*has 1"),
+    (ResidualIndRNN, (4, 5), {"dropout": -0.1}, ValueError, "dropout must be a prob.*-0.1"),
+    (ResidualIndRNN, (4, 5), {"recurrent_max": -1.0}, ValueError, "recurrent_max must be.*-1"),
+    (ResidualIndRNN, (4, 5), {"nonlinearity": "elu"}, ValueError, "nonlinearity must be.*'elu'"),
+    (DenseIndRNN, (4, 0), {}, ValueError, "growth must be positive, but is 0"),
+    (DenseIndRNN, (4, 2, ()), {}, ValueError, r"blocks must be a sequence.*\(\)"),
+    (DenseIndRNN, (4, 2, 8), {}, ValueError, "blocks must be a sequence.*8"),
+    (DenseIndRNN, (4, 2, (2, 0)), {}, ValueError, r"blocks\[1\] must be positive, but is 0"),
+    (DenseIndRNN, (4, 2), {"norm": "batch_per_step"}, ValueError, "norm_steps must be.*None"),
+    (DenseIndRNN, (4, 2), {"first_features": -1}, ValueError, "first_features must be pos.*-1"),
+    (DenseIndRNN, (4, 2), {"last_features": 1.0}, TypeError, "last_features must be an int"),
+    (DenseIndRNN, (4, 2), {"grad_clip": 0}, ValueError, "grad_clip must be positive"),
+    (IndRNN, (4, 5), {"norm": "batch_per_step", "norm_steps": 0}, ValueError, "must be positive"),
+    (IndRNN, (4, 5), {"zoneout": 1.5}, ValueError, r"zoneout must be a probability.*1\.5"),
+    (ResidualIndRNN, (4, 5), {"bias": None}, TypeError, "bias must be a bool, but is NoneType"),
+    (ResidualIndRNN, (4, 5), {"batch_first": 1}, TypeError, "batch_first must be a bool.*int"),
+    (DenseIndRNN, (4, 2), {"bias": "no"}, TypeError, "bias must be a bool, but is str"),
+    (DenseIndRNN, (4, 2), {"batch_first": "yes"}, TypeError, "batch_first must be a bool.*str"),
+    (Bidirectional, (lambda: nn.Linear(2, 3),), {}, TypeError, "factory must make.*Linear"),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "options", "error", "words"), WRONG)
+def test_wrong_arguments(make, arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        make(*arguments, **options)
