@@ -175,7 +175,7 @@ def test_cell_equals_the_layer():
 @pytest.mark.parametrize("mode", ["per_step", "result"])
 def test_cell_clips_as_the_layer(mode):
     """Gradients of the input, the state and all parameters, where the clip acts."""
-    clip = {"grad_clip": 0.5, "grad_clip_mode": mode}
+    clip = {"grad_clip": 0.01, "grad_clip_mode": mode}  # so small that it acts for any seed
     layer, cell = IndRNN(5, 7, **clip).double(), IndRNNCell(5, 7, **clip).double()
     cell.load_state_dict(layer.state_dict())
     x, h = (torch.randn(3, n, dtype=torch.float64, requires_grad=True) for n in (5, 7))
