@@ -3,10 +3,10 @@
 Tensors with a time axis are [B, T, N], or [total, N] with cu_seqlens: any strides of batch and
 time, adjacent channels. All other tensors are contiguous. Arguments are checked by the caller.
 
-A layer computes its whole matrix product first, and then the recurrence in the product's memory. It
-was tried to compute both in slices of 1 to 32 MiB (2, 4 or 8 sequences; 512 to 8192 steps of a
-single one), so that the recurrence finds each slice in cache. Time in multiples of that of the
-product alone, on 2 threads, float32, K = N:
+A layer computes its whole matrix product first, and then the recurrence in the product's memory.
+Slices of 1 to 32 MiB (2, 4 or 8 sequences; 512 to 8192 steps of a single one), with the recurrence
+after each slice's product while the slice is in cache, were tried and are slower. Time in multiples
+of that of the product alone, on 2 threads, float32, K = N:
 
     B, T, N            whole product    in slices, worst to best size
     32, 1024, 512      1.06             1.15 to 1.07
@@ -88,7 +88,7 @@ def scan_backward(
     if grad_a is None:
         grad_a = torch.empty_like(h)
     grad_u, grad_bias = run_backward(
-        grad_h=_to(grad_h, h.dtype),
+        grad_h=grad_h,
         h=h,
         grad_a=grad_a,
         u=_to(u, state_dtype),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-# Of h, and None for no bound. tanh is no clamp: its kernels apply it before these.
+# LO and HI of the kernels, None for no bound. With TANH they apply tanh in place of a clamp.
 BOUNDS = {
     "relu": (0.0, None),
     "identity": (None, None),
@@ -19,8 +19,8 @@ BOUNDS = {
 }
 
 
-class Recurrence(NamedTuple):
-    """What the recurrence computes, besides its numbers."""
+class ScanOptions(NamedTuple):
+    """The options of a call, with the tensors that say where sequences end and start anew."""
 
     nonlinearity: str
     reverse: bool

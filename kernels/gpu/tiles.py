@@ -125,8 +125,8 @@ def input_in_registers(
     """What `input_blocks` loads, in registers until `resident_product` takes it an iteration later.
 
     Each of the BLOCKS_K tensors is [BLOCK_K / PIECE, PIECE, BLOCK_T], where a PIECE is 128 bytes:
-    then a lane loads 16 bytes of every piece at few times, and only has to compute the addresses of
-    these times. Numbers of 16 bits are in pairs, see `_pairs`.
+    then a lane loads 16 bytes of every piece, for the same few times, and computes addresses for
+    these times alone. Numbers of 16 bits are in pairs, see `_pairs`.
     """
     PIECE: tl.constexpr = 1024 // x_ptr.dtype.element_ty.primitive_bitwidth
     PIECES: tl.constexpr = BLOCK_K // PIECE
