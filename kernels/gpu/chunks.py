@@ -143,7 +143,6 @@ def _scan_summarize_kernel(
         arrives = channel_mask(offs_n, ragged_N, chunk == 0)
         given = tl.load(given_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
     p_pointers = row_pointers(p_ptr, b, first_row, length, stride_pb, stride_pt, REVERSE, VECTOR)
-    h_pointers = row_pointers(h_ptr, b, first_row, length, stride_hb, stride_ht, REVERSE, VECTOR)
     resets_pointers = row_pointers(resets_ptr, b, first_row, length, stride_rb, stride_rt, REVERSE)
     state, extra = given, zeros
     lo = LO
@@ -155,6 +154,7 @@ def _scan_summarize_kernel(
         if clip is not None:
             hi = tl.cast(clip, ACC) + clip_rest  # as in `_scan_bwd_kernel`
             lo = -hi
+    h_pointers = row_pointers(h_ptr, b, first_row, length, stride_hb, stride_ht, REVERSE, VECTOR)
 
     # The loop for growing segments does more, and mostly no u of a program needs it.
     grows = tl.abs(u) > growing_above(stop - start, ACC)

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 import triton
 
+from ..tensors import state_dtype
 from . import devices
 from .chunks import _scan_propagate_kernel, _scan_summarize_kernel
 from .model import plan
 from .scan import _scan_bwd_kernel, _scan_fwd_kernel
-from .tensors import BOUNDS, ScanOptions, accumulator_of, padded_length, sizes, strides, vector_of
+from .tensors import BOUNDS, ScanOptions, padded_length, sizes, strides, vector_of
 
 # How Triton compiles the kernels of the scan: a program is one warp, and p + q*s one fused
 # multiply-add, whatever Triton's default may become.
@@ -115,7 +116,7 @@ def scan_backward(
         requested={"chunks": chunks, "rows": rows, "stages": stages, "block_n": block_n},
     )
     N = h.shape[-1]
-    sums = h.new_empty(2, B, arguments["CHUNKS"], N, dtype=accumulator_of(h))
+    sums = h.new_empty(2, B, arguments["CHUNKS"], N, dtype=state_dtype(h))
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
     clip = _clip(grad_clip)
     stride_gb, stride_gt = strides(grad_h, cu_seqlens)
@@ -158,7 +159,7 @@ def _chunk_starts(B, arguments, p, h, u, *, given, first, clip):
     """
     chunks, N = arguments["CHUNKS"], arguments["N"]
     cu_seqlens = arguments["cu_seqlens_ptr"]
-    maps = p.new_empty(B, chunks, 4, N, dtype=accumulator_of(p))
+    maps = p.new_empty(B, chunks, 4, N, dtype=state_dtype(p))
     start = p.new_empty(B, chunks, N, dtype=maps.dtype)
     stride_pb, stride_pt = strides(p, cu_seqlens)
     stride_hb, stride_ht = (0, 0) if h is None else strides(h, cu_seqlens)

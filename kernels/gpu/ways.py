@@ -3,10 +3,11 @@
 import torch
 import triton
 
+from ..tensors import is_time_first
 from . import devices
 from .model import choose
 from .projection import _fused_fwd_kernel
-from .tensors import is_time_first, last_offset, sizes
+from .tensors import last_offset, sizes
 
 
 def choice_of(strategy, x, weight, h, options, *, directions=1, backward=False):
