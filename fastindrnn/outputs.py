@@ -36,12 +36,12 @@ def last_output(
     check_bools(batch_first=batch_first)
     if output.dim() != 3:
         raise ValueError(f"output must have 3 dimensions, but has shape {tuple(output.shape)}")
-    rows = output if batch_first else output.transpose(0, 1)
-    B, T, _ = rows.shape
+    by_sequence = output if batch_first else output.transpose(0, 1)
+    B, T, _ = by_sequence.shape
     if T == 0:
         raise ValueError("output has no time steps, so that there is no last one")
     if lengths is None:
-        return rows[:, -1]
+        return by_sequence[:, -1]
     check_lengths(lengths, B, T, output.device)
     last = (lengths - 1).clamp(min=0)
-    return rows.take_along_dim(last[:, None, None], 1).squeeze(1)
+    return by_sequence.take_along_dim(last[:, None, None], 1).squeeze(1)

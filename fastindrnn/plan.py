@@ -1,4 +1,5 @@
-"""Which way a call takes. Every choice between two ways of computing the same stands here.
+"""Which way a call takes: all choices among PyTorch's operations and our operators stand here. How
+an operator then divides its work: `kernels.gpu.ways`, `kernels.gpu.model` and `kernels.cpu.plan`.
 
     step                    one time step, by PyTorch's own operations
     stack                   all layers in one operator, whose backward goes through all of them
@@ -118,9 +119,12 @@ def _is_step(
     bounds: Bounds,
     recurrence: Recurrence,
 ) -> bool:
-    """Whether `functional.run_step` computes what the operators do: not in half precision, where
-    their state is float32, nor under autocast, which would round it. Elsewhere than on CPUs and
-    GPUs the operators say what they lack. A trace shall serve other lengths too."""
+    """Whether `functional.run_step` computes what the operators do.
+
+    It does not in half precision, where the operators' state is float32, nor under autocast, which
+    would round the state. On devices other than CPUs and GPUs the operators raise the error that
+    names what is missing. A trace of `torch.jit.trace` is to serve other lengths too.
+    """
     if x.shape[-2] != 1 or recurrence.nonlinearity != "relu" or recurrence.direction == "both":
         return False
     if recurrence.grad_clip is not None and torch.is_grad_enabled():

@@ -1,5 +1,4 @@
-"""What every stack is made of: one recurrence with what stands around it, and what all stacks have
-in common."""
+"""What every stack is made of: one recurrence with its input weight, norm, dropout and zoneout."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -210,10 +209,10 @@ class Unit(nn.Module):
 
     def reset_parameters(self) -> None:
         """As `IndRNN.reset_parameters`."""
-        reset_layer(self._parameters_of_call(), self.recurrent_init, self.recurrent_max)
+        reset_layer(self._current_parameters(), self.recurrent_init, self.recurrent_max)
         reset_norm(self.norm)
 
-    def _parameters_of_call(self) -> Parameters:
+    def _current_parameters(self) -> Parameters:
         return Parameters(self.weight_ih, self.bias_ih, self.weight_hh)
 
     def forward(
@@ -227,7 +226,7 @@ class Unit(nn.Module):
         """x (B, T, features) or (total, features) and a state (B, H) to the output, of the same
         form, and the last state."""
         layer = Layer(
-            self._parameters_of_call(),
+            self._current_parameters(),
             self.recurrence.towards(direction),
             self.norm,
             self.norm_position,

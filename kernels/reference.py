@@ -51,7 +51,8 @@ def scan(
     grad_clip=None,
     grad_clip_mode="per_step",
 ):
-    """The recurrence alone, with every option of `fastindrnn.functional.indrnn_scan`.
+    """The recurrence alone, with the options of `fastindrnn.functional.indrnn_scan`, but for
+    `reverse`: this function computes one direction.
 
     a: (B, T, N), or (total, N) with `cu_seqlens`; u: (N,); h0: (B, N). Returns h like a, and h_n
     (B, N). Where u or h0 is of a wider dtype than a, the state is too.

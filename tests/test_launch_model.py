@@ -87,7 +87,7 @@ def test_weights_stay_where_they_fit():
     streamed = model.pick_tile("wgmma", 512, 512, 2, False, True, chained=True)
     stays = model.pick_tile("wgmma", 512, 512, 2, False, True)
     for B in (8, 128):
-        layer = model.Layer(B, T=1024, K=512, N=512, itemsize=2, backward=False)
+        layer = model.LayerSizes(B, T=1024, K=512, N=512, itemsize=2, backward=False)
         times = [model.fused_time(H200, layer, tile, False) for tile in (stays, streamed)]
         assert times[0] < times[1]
 

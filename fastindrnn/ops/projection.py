@@ -28,7 +28,7 @@ from . import calls, flops, vmap
 from .backends import kernels_of
 from .layout import batch_size, channels_contiguous, contiguous, empty_like_input, flat, product
 from .registration import NO_GRADIENTS, Operator
-from .scan import first_gradients, scan_backward_fake
+from .scan import first_gradients, forms_of_gradients
 
 
 def _indrnn(x, weight, bias, u, h0, bounds, recurrence, strategy):
@@ -177,7 +177,7 @@ def _projected_backward(grad_next, weight_next, grad_h_n, h, u, h0, bounds, recu
 
 
 def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, bounds, *_):
-    return scan_backward_fake(h, u, h0, bounds)
+    return forms_of_gradients(h, u, h0, bounds)
 
 
 def _weight_gradient(grad_a, x):

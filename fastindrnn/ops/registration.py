@@ -40,9 +40,15 @@ class Operator:
         return *arguments[: self.count], bounds, recurrence, *more
 
     def register(self, run: Callable, fake: Callable, vmap: Callable) -> None:
-        """What it computes; the form of its results; and what it is over a batch of models:
-        vmap(size, tensors, dims, bounds, recurrence, *more), with the dimension `dims[i]` in which
-        each of the tensors is mapped, or None. It returns the results and their dimensions."""
+        """The operator's functions.
+
+        Args:
+            run: computes the results.
+            fake: makes fake tensors in the form of the results.
+            vmap: computes the results for a batch of models, as vmap(size, tensors, dims, bounds,
+                recurrence, *more), where `dims[i]` is the dimension in which tensor i is mapped, or
+                None. Returns the results and the dimensions in which these are mapped.
+        """
 
         def kernel(*arguments):
             return run(*self._records(arguments))

@@ -70,8 +70,8 @@ def _scan_backward(grad_h, grad_h_n, h, u, h0, bounds, recurrence):
     return grad_a, *joined(first_grads, second_grads)
 
 
-def scan_backward_fake(h, u, h0, bounds):
-    """The form of the gradients of a, u, h0 and the bias."""
+def forms_of_gradients(h, u, h0, bounds):
+    """Fake tensors for the gradients of a, u, h0 and the bias."""
     dtype = h.dtype if h0 is None else h0.dtype
     grad_h0 = h.new_empty(batch_size(h, bounds), h.shape[-1], dtype=dtype)
     grad_b = h.new_empty(h.shape[-1])
@@ -79,7 +79,7 @@ def scan_backward_fake(h, u, h0, bounds):
 
 
 def _scan_backward_fake(grad_h, grad_h_n, h, u, h0, bounds, recurrence):
-    return scan_backward_fake(h, u, h0, bounds)
+    return forms_of_gradients(h, u, h0, bounds)
 
 
 def first_gradients(grad_h, grad_h_n, h, u, h0, bounds, recurrence):

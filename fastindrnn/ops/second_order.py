@@ -5,16 +5,18 @@
     k_t     f'(z_t), or 0 where the clip acted on d_t
     v_*     the gradients of `scan_backward`'s results, grad_a, grad_u, grad_h0 and grad_b
 
-With v_0 = v_h0 the derivative of d by what arrives at each step is a recurrence again, in the other
-direction of `scan_backward`, that is in the direction of the scan:
+With v_0 = v_h0, a recurrence in the direction of the scan gives v_t, the gradient with respect to
+the grad_h of step t:
 
     v_t = k_t * (v_a_t + v_b + v_u * s_t + u * v_{t-1})
 
     gradient of grad_h      v                       gradient of u       sum of d_t * v_{t-1}
     gradient of grad_h_n    v of the last step      gradient of s_t     v_u * d_t
 
-where s_t is h of the step before, or h0. tanh, whose slope 1 - h^2 moves with h, adds to h_t
--2 h_t * (gradient with respect to h_t) * v_t / k_t.
+The gradient of s_t goes to h of the step before, or to h0. The slope of tanh, 1 - h^2, depends on
+h, so that the gradient of h_t has a further term:
+
+    -2 h_t * (gradient with respect to h_t) * v_t / k_t
 """
 
 from dataclasses import dataclass
@@ -46,10 +48,10 @@ class _Tensors:
 def second_gradients(grads, tensors, bounds, recurrence):
     """The gradients of `scan_backward`'s tensors (grad_h, grad_h_n, h, u, h0), from those of its
     results; `tensors` are these five and its first result, grad_a."""
-    together = *tensors, *grads
+    operands = *tensors, *grads
     if recurrence.direction != "both":
-        return _one_direction(_Tensors(*together), bounds, recurrence)
-    forward, reverse = (_Tensors(*half) for half in halves(*together))
+        return _one_direction(_Tensors(*operands), bounds, recurrence)
+    forward, reverse = (_Tensors(*half) for half in halves(*operands))
     return joined(
         _one_direction(forward, bounds, recurrence.towards("forward")),
         _one_direction(reverse, bounds, recurrence.towards("reverse")),

@@ -3,8 +3,9 @@
 The loops compute in float32, or in float64 where the tensors are float64. bfloat16 and float16 are
 widened when they are read and rounded when they are written, as integers that hold their bits.
 
-All functions here are inlined by LLVM and so compiled once for all loops of a process. Inlined by
-numba, they made it a third slower to compile the loops.
+LLVM inlines all functions here (`forceinline`), so that numba compiles each of them once for all
+loops of a process. Inlined by numba (`inline="always"`), they made compiling the loops a third
+slower.
 """
 
 from typing import NamedTuple

@@ -60,7 +60,7 @@ class _File:
             return CompileResult._rebuild(target_context, *pickle.loads(data[size:]))
         except FileNotFoundError:
             return None
-        except Exception as error:  # of unpickling, any
+        except Exception as error:  # unpickling may raise any
             _warn(error)
             return None
 

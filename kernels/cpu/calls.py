@@ -3,10 +3,10 @@
 Tensors with a time axis are [B, T, N], or [total, N] with cu_seqlens: any strides of batch and
 time, adjacent channels. All other tensors are contiguous. Arguments are checked by the caller.
 
-A layer computes its whole matrix product first, and then the recurrence in the product's memory. It
-was tried to compute both in slices of 1 to 32 MiB (2, 4 or 8 sequences; 512 to 8192 steps of a
-single one), so that the recurrence finds each slice in cache. Time in multiples of that of the
-product alone, on 2 threads, float32, K = N:
+A layer computes its whole matrix product first, and then the recurrence in the product's memory.
+Slices of 1 to 32 MiB (2, 4 or 8 sequences; 512 to 8192 steps of a single one), with the recurrence
+after each slice's product while the slice is in cache, were tried and are slower. Time in multiples
+of that of the product alone, on 2 threads, float32, K = N:
 
     B, T, N            whole product    in slices, worst to best size
     32, 1024, 512      1.06             1.15 to 1.07
@@ -21,6 +21,7 @@ cost more: each product packs the weight again, and the threads wait for each ot
 
 import torch
 
+from ..tensors import flat_view, flatten_like, state_dtype
 from .launch import Options, Sequences, run_backward, run_forward
 
 
@@ -43,14 +44,14 @@ def scan_forward(
 
     In half precision the state is float32. Raises ValueError for several chunks of tanh.
     """
-    state_dtype = _state_dtype(a)
-    h_n = a.new_empty((_batch_size(h, cu_seqlens), h.shape[-1]), dtype=state_dtype)
+    dtype = state_dtype(a)
+    h_n = a.new_empty((_batch_size(h, cu_seqlens), h.shape[-1]), dtype=dtype)
     run_forward(
         a=a,
         h=h,
-        u=_to(u, state_dtype),
-        bias=None if bias is None else _to(bias, state_dtype),
-        h0=None if h0 is None else _to(h0, state_dtype),
+        u=_to(u, dtype),
+        bias=None if bias is None else _to(bias, dtype),
+        h0=None if h0 is None else _to(h0, dtype),
         h_n=h_n,
         sequences=Sequences(lengths, cu_seqlens, resets),
         options=Options(nonlinearity, reverse, bidirectional=bidirectional, chunks=chunks),
@@ -79,20 +80,20 @@ def scan_backward(
 
     Raises ValueError for several chunks of tanh.
     """
-    state_dtype = _state_dtype(h)
+    dtype = state_dtype(h)
     if grad_h_n is None:
         shape = _batch_size(h, cu_seqlens), h.shape[-1]
-        grad_state = h.new_zeros(shape, dtype=state_dtype)
+        grad_state = h.new_zeros(shape, dtype=dtype)
     else:
-        grad_state = grad_h_n.to(state_dtype, copy=True)
+        grad_state = grad_h_n.to(dtype, copy=True)
     if grad_a is None:
         grad_a = torch.empty_like(h)
     grad_u, grad_bias = run_backward(
-        grad_h=_to(grad_h, h.dtype),
+        grad_h=grad_h,
         h=h,
         grad_a=grad_a,
-        u=_to(u, state_dtype),
-        h0=None if h0 is None else _to(h0, state_dtype),
+        u=_to(u, dtype),
+        h0=None if h0 is None else _to(h0, dtype),
         grad_state=grad_state,
         sequences=Sequences(lengths, cu_seqlens, resets),
         options=Options(nonlinearity, reverse, grad_clip=grad_clip, chunks=chunks),
@@ -148,17 +149,8 @@ def _product(x, weight, out):
     """Writes x @ weight.t() to `out`, which is contiguous, or time-first and otherwise dense."""
     if x.is_contiguous() and out.is_contiguous():
         torch.nn.functional.linear(x, weight, out=out)  # faster than the views below
-        return
-    if out.dim() == 3:
-        if out.stride(0) < out.stride(1):
-            x, out = x.transpose(0, 1), out.transpose(0, 1)
-        x = x.flatten(0, 1)
-        out = out.view(len(x), out.shape[-1])
-    torch.mm(x, weight.t(), out=out)
-
-
-def _state_dtype(x):
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    else:
+        torch.mm(flatten_like(x, out), weight.t(), out=flat_view(out))
 
 
 def _to(tensor, dtype):

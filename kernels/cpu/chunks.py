@@ -35,7 +35,8 @@ of a or h0, is finite. The gradients of u and of a bias are sums, of which a par
 
 Shapes: the summaries are (B, chunks - 1, 5, N), with P or S, Q, E0, E1 and A of each chunk but the
 last. Of chunk 0 there is its end alone, in the place of P.
-Floor: one read of a, or of grad_h and h; 3 multiplications for each element of relu's forward.
+Floor: one read of a, or of grad_h and h; for each element of relu's forward 2 multiplications, or 3
+where some u of the channel block is negative.
 """
 
 from typing import NamedTuple

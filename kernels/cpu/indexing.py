@@ -1,4 +1,5 @@
-"""What a compiled loop is called with, which part of the work a thread does, and where it lies.
+"""The arguments of a compiled loop, the part of the work that a thread does, and where in memory
+that part lies.
 
 Tensors with a time axis are [B, T, N], or [total, N] with cu_seqlens: any strides of batch and
 time, adjacent channels. The work is divided into
@@ -22,15 +23,12 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from . import openmp
+from .openmp import num_threads, thread_num
 
 # How many elements ahead of use a time step is prefetched. The processor's own prefetcher follows
 # time steps upwards only: without this, a loop from the last time step to the first takes twice as
 # long at 512 channels.
 _PREFETCH_DISTANCE = 2048
-
-_thread_num, _num_threads = openmp.thread_num, openmp.num_threads
-
 
 _INTEGERS = [
     *("T", "N"),
@@ -207,7 +205,7 @@ def _tasks_of_item(args):
 @njit(forceinline=True)
 def tasks_of_thread(args):
     """The tasks of the thread that calls, as the first one and the end."""
-    tasks, threads, thread = args.work_items * _tasks_of_item(args), _num_threads(), _thread_num()
+    tasks, threads, thread = args.work_items * _tasks_of_item(args), num_threads(), thread_num()
     return tasks * thread // threads, tasks * (thread + 1) // threads
 
 

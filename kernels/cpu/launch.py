@@ -20,12 +20,13 @@ from .indexing import Arguments
 from .loops import backward, backward_summaries, forward, forward_summaries
 from .plan import plan
 
+# lo and hi of the clamp.
 BOUNDS = {
     "relu": (0.0, math.inf),
     "identity": (-math.inf, math.inf),
     "hardtanh": (-1.0, 1.0),
     "relu6": (0.0, 6.0),
-    "tanh": (-1.0, 1.0),
+    "tanh": (-math.inf, math.inf),  # not a clamp: the loops take `is_tanh` instead
 }
 
 

@@ -65,7 +65,7 @@ class _Gradients(NamedTuple):
     grad_state: np.ndarray
     sum_u: np.ndarray
     sum_bias: np.ndarray
-    zeros: np.ndarray  # of the element type of h
+    zeros: np.ndarray  # of the element type of h: an h_{t-1} of 0
 
 
 @njit(inline="always")
@@ -92,9 +92,9 @@ def _run_forward(args, chunk, a, h, state, bias, lo, hi, tiny):
 
 
 def forward(real, element):
-    """The loop that runs chunks: the only one of a work item, or of several all but the first.
+    """The loop that runs a work item's only chunk of time or, of several, all but chunk 0.
 
-    real: the type that it computes in. element: the type of the elements of a and h.
+    real: the type that the loop computes in. element: the type of the elements of a and h.
     """
     like, limits = element(0), limits_of(real)
 
@@ -127,8 +127,8 @@ def forward(real, element):
 
 
 def forward_summaries(real, element):
-    """The loop before it where there are several chunks: it runs the first one and summarizes the
-    others but the last."""
+    """The loop that comes before `forward` where there are several chunks of time: it runs chunk 0
+    of each work item and summarizes all later chunks but the last."""
     like, limits = element(0), limits_of(real)
 
     def loop(pointer):

@@ -19,8 +19,8 @@ class Plan(NamedTuple):
 def plan(B, T, N, threads, in_place, chunks=None):
     """How to divide B sequences of T steps and N channels, all of one direction.
 
-    in_place: whether the loop writes to memory that it also reads, as every backward does.
-    chunks: their number, where the caller sets it.
+    in_place: whether the loop writes to memory that it also reads. A backward counts as such a loop
+    wherever it writes. chunks: their number, where the caller sets it.
 
     Threads can share a sequence in two ways, and the one with the smaller estimate of its time is
     taken. The unit of the estimates is the time of one sequence on one thread.

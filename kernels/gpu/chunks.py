@@ -1,14 +1,14 @@
 """The state in which each chunk of time starts, so that programs can take the chunks independently.
 
-For sequences and channels too few to fill the device. As in published parallel scans there are
-three passes, each a launch of its own:
+Time is divided into chunks where sequences and channels are too few to fill the device. As in
+published parallel scans there are three passes, each a launch of its own:
 
     summarize   `_scan_summarize_kernel`: the steps of each chunk as one map (see `clamped_affine`)
     propagate   `_scan_propagate_kernel`: the maps applied in turn, which gives every chunk's start
     scan        the kernels of `scan`: the steps of each chunk from its start
 
-Compared with one chunk the input is read once more. The result does not depend on which program
-runs when, and is exact up to rounding. Conventions as in `scan`.
+The input is read twice, with one chunk once. The result does not depend on which program runs when,
+and is exact up to rounding. Conventions as in `scan`.
 """
 
 import triton
@@ -95,7 +95,7 @@ def _scan_summarize_kernel(
     h_ptr,  # [B, T, N], the stored output; None in the forward
     u_ptr,  # [N]
     given_ptr,  # [B, N], h0; in the backward the gradient of h_n; or None
-    map_ptr,  # [B, CHUNKS, 4, N]: P, Q, E0, E1 of each chunk
+    map_ptr,  # [B, CHUNKS, 4, N]: P, Q, E0, E1 of each chunk but the last
     lengths_ptr,  # [B] or None
     cu_seqlens_ptr,  # [B + 1] or None
     resets_ptr,  # [B, T] or None
@@ -127,7 +127,7 @@ def _scan_summarize_kernel(
     a step follow the chunk in which a sequence ends, so its map may be wrong: of its steps, those
     after the last whole group of ROWS are left out. Saves four numbers a chunk and channel, float32
     or float64. Floor: a, or g and h, read once; for each element of relu's forward 4
-    multiplications and 3 comparisons, of a recurrence without bounds 2 multiplications. Source: the
+    multiplications and 2 maxima, of a recurrence without bounds 2 multiplications. Source: the
     composition in `clamped_affine`.
     """
     b, chunk, first_row, length, start, stop, _end, offs_n = program_coordinates(
@@ -143,12 +143,7 @@ def _scan_summarize_kernel(
         arrives = channel_mask(offs_n, ragged_N, chunk == 0)
         given = tl.load(given_ptr + b * N + offs_n, mask=arrives, other=0.0).to(ACC)
     p_pointers = row_pointers(p_ptr, b, first_row, length, stride_pb, stride_pt, REVERSE, VECTOR)
-    h_pointers = None
-    resets_pointers = None
-    if resets_ptr is not None:
-        resets_pointers = row_pointers(
-            resets_ptr, b, first_row, length, stride_rb, stride_rt, REVERSE
-        )
+    resets_pointers = row_pointers(resets_ptr, b, first_row, length, stride_rb, stride_rt, REVERSE)
     state, extra = given, zeros
     lo = LO
     hi = HI
@@ -159,9 +154,7 @@ def _scan_summarize_kernel(
         if clip is not None:
             hi = tl.cast(clip, ACC) + clip_rest  # as in `_scan_bwd_kernel`
             lo = -hi
-        h_pointers = row_pointers(
-            h_ptr, b, first_row, length, stride_hb, stride_ht, REVERSE, VECTOR
-        )
+    h_pointers = row_pointers(h_ptr, b, first_row, length, stride_hb, stride_ht, REVERSE, VECTOR)
 
     # The loop for growing segments does more, and mostly no u of a program needs it.
     grows = tl.abs(u) > growing_above(stop - start, ACC)
@@ -208,7 +201,7 @@ def _propagate_chunks(
 
 @triton.jit(do_not_specialize=["T"])
 def _scan_propagate_kernel(
-    map_ptr,  # [B, CHUNKS, 4, N]: P, Q, E0, E1 of each chunk
+    map_ptr,  # [B, CHUNKS, 4, N]: P, Q, E0, E1 of each chunk but the last
     u_ptr,  # [N]
     first_ptr,  # [B, N], the state in which chunk 0 starts, or None for zeros
     start_ptr,  # [B, CHUNKS, N]
@@ -236,7 +229,7 @@ def _scan_propagate_kernel(
         s = tl.load(first_ptr + b * N + offs_n, mask=mask).to(s.dtype)
     u = tl.load(u_ptr + offs_n, mask=mask, other=0.0).to(s.dtype)
     _first_row, padded_length, _length = sequence_extent(b, T, None, cu_seqlens_ptr)
-    # The same channels as in `_scan_summarize_kernel`, whose maps that are used have these steps.
+    # As in `_scan_summarize_kernel`: a chunk whose map is used has all of its steps.
     grows = tl.abs(u) > growing_above(steps_per_chunk(padded_length, CHUNKS, ROWS), s.dtype)
     stride = b * 0 + 4 * N
     maps = map_ptr + b * CHUNKS * stride

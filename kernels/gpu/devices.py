@@ -13,7 +13,8 @@ CHAINS_ON_AMD = tuple(int(part) for part in triton.__version__.split(".")[:2]) >
 
 
 def device_of(x):
-    """The GPU that x is on. Triton's interpreter, without one, counts as a GPU that is full."""
+    """The GPU that x is on; for a tensor on the CPU, where Triton's interpreter runs, a made-up one
+    of a single multiprocessor."""
     return _device(x.device.index) if x.is_cuda else Device("mma", 1, 32, 1 << 20)
 
 
@@ -32,7 +33,7 @@ def _device(index):
 
 
 def can_chain():
-    """Whether a tile can wait for another program's."""
+    """Whether a program can wait for the state that another one publishes (see `tiles`)."""
     return CHAINS_ON_AMD or not torch.version.hip
 
 

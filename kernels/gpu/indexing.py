@@ -1,4 +1,4 @@
-"""The time steps and channels of a program of the scan, and the rows of memory that they lie in.
+"""The time steps and channels of a program, and the rows of memory in which they lie.
 
 A *row* is the N neighbouring numbers of one sequence and one time step. Steps are counted in the
 order in which the kernel takes them, as in `scan`: step i is time i, or length-1-i where REVERSE.
@@ -74,17 +74,21 @@ def as_multiple(x, VECTOR: tl.constexpr):
 def row_pointers(
     ptr, b, first_row, length, stride_b, stride_t, REVERSE: tl.constexpr, VECTOR: tl.constexpr = 1
 ):  # fmt: skip
-    """(pointer to the row of step 0, 64-bit stride from the row of a step to that of the next).
+    """(pointer to the row of step 0, 64-bit stride from the row of a step to that of the next); or
+    None, where ptr is None.
 
     With REVERSE step 0 is the sequence's last time, and the stride is negative. The strides given
     are multiples of VECTOR, which lets the compiler load and store as many numbers at once.
     """
-    stride = as_multiple(b * 0 + stride_t, VECTOR)
-    ptr += b * as_multiple(stride_b, VECTOR) + first_row * stride
-    if REVERSE:
-        ptr += (length - 1) * stride
-        stride = -stride
-    return ptr, stride
+    pointers = None
+    if ptr is not None:
+        stride = as_multiple(b * 0 + stride_t, VECTOR)
+        ptr += b * as_multiple(stride_b, VECTOR) + first_row * stride
+        if REVERSE:
+            ptr += (length - 1) * stride
+            stride = -stride
+        pointers = ptr, stride
+    return pointers
 
 
 @triton.jit

@@ -6,12 +6,13 @@ Arguments are checked by the caller. Which of the two is taken: see `ways` and `
 import torch
 import triton
 
+from ..tensors import flat_view, flatten_like
 from . import devices
 from .launch_scan import scan_backward, scan_forward
 from .model import compiler_options_of, constants_of
 from .projection import _fused_fwd_kernel
 from .projection_backward import _fused_bwd_kernel
-from .tensors import BOUNDS, Recurrence, flat_view, flatten_like, padded_length, sizes, strides
+from .tensors import BOUNDS, ScanOptions, padded_length, sizes, strides
 from .ways import choice_of
 
 
@@ -41,16 +42,16 @@ def indrnn_forward(
     `model` chooses. Raises ValueError where the fused kernel is asked for and cannot serve.
     """
     directions = 2 if bidirectional else 1
-    recurrence = Recurrence(nonlinearity, reverse, lengths, cu_seqlens, resets)
+    options = ScanOptions(nonlinearity, reverse, lengths, cu_seqlens, resets)
     if choice is None:
-        choice = choice_of(strategy, x, weight, h, recurrence, directions=directions)
+        choice = choice_of(strategy, x, weight, h, options, directions=directions)
     if choice.tile is None:
-        return _split_forward(x, weight, bias, u, h0, h, recurrence, directions, choice.slices)
+        return _split_forward(x, weight, bias, u, h0, h, options, directions, choice.slices)
     B, T = sizes(x, cu_seqlens)
     N = weight.shape[0] // directions
     h_n = h.new_empty(B, directions * N)
     arguments, grid = _fused_arguments(
-        x, N, weight.stride(), recurrence, choice, T=T, batch=B * directions
+        x, N, weight.stride(), options, choice, T=T, batch=B * directions
     )
     stride_hb, stride_ht = strides(h, cu_seqlens)
     with torch.cuda.device_of(x):
@@ -93,21 +94,21 @@ def projected_backward(
     grad_next: (B, T, M), the gradient of the next layer's pre-activation. weight_next: (M, N). The
     rest as in `scan_backward` and `indrnn_forward`.
     """
-    recurrence = Recurrence(nonlinearity, reverse, lengths, cu_seqlens, resets)
+    options = ScanOptions(nonlinearity, reverse, lengths, cu_seqlens, resets)
     if choice is None:
-        choice = choice_of(strategy, grad_next, weight_next.t(), h, recurrence, backward=True)
+        choice = choice_of(strategy, grad_next, weight_next.t(), h, options, backward=True)
     grad_a = torch.empty_like(h)
     if choice.tile is None:
         torch.mm(flatten_like(grad_next, grad_a), weight_next, out=flat_view(grad_a))
         return scan_backward(
-            grad_a, grad_h_n, h, u, h0, grad_clip=grad_clip, grad_a=grad_a, **recurrence._asdict()
+            grad_a, grad_h_n, h, u, h0, grad_clip=grad_clip, grad_a=grad_a, **options._asdict()
         )
     (B, T), N = sizes(h, cu_seqlens), h.shape[-1]
     tiles = triton.cdiv(T, choice.tile.block_t) if choice.chained else 1
     sums = h.new_empty(2, tiles, B, N, dtype=torch.float32)
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
     arguments, grid = _fused_arguments(
-        grad_next, N, weight_next.stride()[::-1], recurrence, choice, T=T, batch=B
+        grad_next, N, weight_next.stride()[::-1], options, choice, T=T, batch=B
     )
     stride_hb, stride_ht = strides(h, cu_seqlens)
     stride_db, stride_dt = strides(grad_a, cu_seqlens)
@@ -130,21 +131,20 @@ def projected_backward(
             stride_dt=stride_dt,
             **arguments,
         )
-    grad_u, grad_b = (terms.sum((0, 1)) for terms in sums)  # no views of one tensor
+    grad_u, grad_b = (terms.sum((0, 1)) for terms in sums)
     return grad_a, grad_u.to(u.dtype), grad_h0, grad_b.to(h.dtype)
 
 
-def _split_forward(x, weight, bias, u, h0, h, recurrence, directions, slices):
+def _split_forward(x, weight, bias, u, h0, h, options, directions, slices):
     """The product into h, then the scan there, for each of `slices` parts of the batch in turn;
     returns h_n."""
     if slices == 1:
-        return _split_part(x, weight, bias, u, h0, h, recurrence, directions)
+        return _split_part(x, weight, bias, u, h0, h, options, directions)
     B, last_states = len(x), []
     for i in range(slices):
         part = slice(i * B // slices, (i + 1) * B // slices)
         lengths, resets = (
-            None if option is None else option[part]
-            for option in (recurrence.lengths, recurrence.resets)
+            None if option is None else option[part] for option in (options.lengths, options.resets)
         )
         last_states.append(
             _split_part(
@@ -154,14 +154,14 @@ def _split_forward(x, weight, bias, u, h0, h, recurrence, directions, slices):
                 u,
                 None if h0 is None else h0[part],
                 h[part],
-                recurrence._replace(lengths=lengths, resets=resets),
+                options._replace(lengths=lengths, resets=resets),
                 directions,
             )
         )
     return torch.cat(last_states)
 
 
-def _split_part(x, weight, bias, u, h0, h, recurrence, directions):
+def _split_part(x, weight, bias, u, h0, h, options, directions):
     """The product into h, then the scan there, one direction after the other; returns h_n."""
     flat_x, flat_h = flatten_like(x, h), flat_view(h)
     if bias is None:
@@ -171,21 +171,21 @@ def _split_part(x, weight, bias, u, h0, h, recurrence, directions):
     N, last_states = h.shape[-1] // directions, []
     for direction in range(directions):
         channels = slice(direction * N, (direction + 1) * N)
-        own = recurrence._replace(reverse=recurrence.reverse != bool(direction))
+        own = options._replace(reverse=options.reverse != bool(direction))
         a = h[..., channels]
         first = None if h0 is None else h0[:, channels].contiguous()
         last_states.append(scan_forward(a, u[channels], first, a, **own._asdict()))
     return last_states[0] if directions == 1 else torch.cat(last_states, 1)
 
 
-def _fused_arguments(x, N, weight_strides, recurrence, choice, *, T, batch):
+def _fused_arguments(x, N, weight_strides, options, choice, *, T, batch):
     """The arguments that the two fused kernels have in common, and the grid.
 
     N: channels of one direction. batch: the number of sequences, for each direction.
     """
     tile, K = choice.tile, x.shape[-1]
-    lo, hi = BOUNDS[recurrence.nonlinearity]
-    cu_seqlens, resets = recurrence.cu_seqlens, recurrence.resets
+    lo, hi = BOUNDS[options.nonlinearity]
+    cu_seqlens, resets = options.cu_seqlens, options.resets
     stride_xb, stride_xt = strides(x, cu_seqlens)
     stride_rb, stride_rt = (0, 0) if resets is None else strides(resets, cu_seqlens)
     programs = batch * triton.cdiv(N, tile.block_n)
@@ -196,7 +196,7 @@ def _fused_arguments(x, N, weight_strides, recurrence, choice, *, T, batch):
         states, ticket = words[:-1], words[-1:].view(torch.int32)
     is_tf32 = x.dtype == torch.float32 and devices.allows_tf32()
     arguments = {
-        "lengths_ptr": recurrence.lengths,
+        "lengths_ptr": options.lengths,
         "cu_seqlens_ptr": cu_seqlens,
         "resets_ptr": resets,
         "ticket_ptr": ticket,
@@ -211,7 +211,7 @@ def _fused_arguments(x, N, weight_strides, recurrence, choice, *, T, batch):
         "stride_rt": stride_rt,
         "LO": lo,
         "HI": hi,
-        "REVERSE": recurrence.reverse,
+        "REVERSE": options.reverse,
         **constants_of(tile, K, devices.device_of(x).lanes),
         "PRECISION": "tf32" if is_tf32 else "ieee",
         **compiler_options_of(tile),

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 import triton
 
+from ..tensors import state_dtype
 from . import devices
 from .chunks import _scan_propagate_kernel, _scan_summarize_kernel
 from .model import plan
 from .scan import _scan_bwd_kernel, _scan_fwd_kernel
-from .tensors import BOUNDS, Recurrence, accumulator_of, padded_length, sizes, strides, vector_of
+from .tensors import BOUNDS, ScanOptions, padded_length, sizes, strides, vector_of
 
 # How Triton compiles the kernels of the scan: a program is one warp, and p + q*s one fused
 # multiply-add, whatever Triton's default may become.
@@ -18,11 +19,11 @@ COMPILER_OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 
 
 class Clip(NamedTuple):
-    """A bound as a float32, which is what a launch argument is, and the rest, which float64 needs;
-    None for no bound."""
+    """A bound of the gradients in two parts, since a number that Triton passes to a kernel is a
+    float32. Without a bound both are None."""
 
-    head: float | None
-    rest: float | None
+    head: float | None  # the bound as a float32
+    rest: float | None  # what that rounding left, for kernels that compute in float64
 
 
 def scan_forward(
@@ -51,7 +52,7 @@ def scan_forward(
     B, arguments = _shared_arguments(
         read=(a,),
         written=h,
-        recurrence=Recurrence(nonlinearity, reverse, lengths, cu_seqlens, resets),
+        options=ScanOptions(nonlinearity, reverse, lengths, cu_seqlens, resets),
         requested={"chunks": chunks, "rows": rows, "stages": stages, "block_n": block_n},
     )
     h_n = a.new_empty(B, a.shape[-1])
@@ -111,11 +112,11 @@ def scan_backward(
     B, arguments = _shared_arguments(
         read=(h, grad_h),
         written=grad_a,
-        recurrence=Recurrence(nonlinearity, not reverse, lengths, cu_seqlens, resets),
+        options=ScanOptions(nonlinearity, not reverse, lengths, cu_seqlens, resets),
         requested={"chunks": chunks, "rows": rows, "stages": stages, "block_n": block_n},
     )
     N = h.shape[-1]
-    sums = h.new_empty(2, B, arguments["CHUNKS"], N, dtype=accumulator_of(h))
+    sums = h.new_empty(2, B, arguments["CHUNKS"], N, dtype=state_dtype(h))
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
     clip = _clip(grad_clip)
     stride_gb, stride_gt = strides(grad_h, cu_seqlens)
@@ -158,7 +159,7 @@ def _chunk_starts(B, arguments, p, h, u, *, given, first, clip):
     """
     chunks, N = arguments["CHUNKS"], arguments["N"]
     cu_seqlens = arguments["cu_seqlens_ptr"]
-    maps = p.new_empty(B, chunks, 4, N, dtype=accumulator_of(p))
+    maps = p.new_empty(B, chunks, 4, N, dtype=state_dtype(p))
     start = p.new_empty(B, chunks, N, dtype=maps.dtype)
     stride_pb, stride_pt = strides(p, cu_seqlens)
     stride_hb, stride_ht = (0, 0) if h is None else strides(h, cu_seqlens)
@@ -196,15 +197,15 @@ def _chunk_starts(B, arguments, p, h, u, *, given, first, clip):
     return start
 
 
-def _shared_arguments(read, written, recurrence, requested):
+def _shared_arguments(read, written, options, requested):
     """B, and the arguments that the kernels which take all time steps have in common.
 
     read: the tensors whose rows are read at each step. written: the one whose rows are written.
     requested: the fields of the plan, each None where it is as `model.plan` says.
     """
-    x, cu_seqlens = read[0], recurrence.cu_seqlens
+    x, cu_seqlens = read[0], options.cu_seqlens
     requested = {name: value for name, value in requested.items() if value is not None}
-    if recurrence.nonlinearity == "tanh":
+    if options.nonlinearity == "tanh":
         if requested.get("chunks", 1) != 1:
             raise ValueError(
                 f"tanh is not a clamp and takes one chunk of time: chunks={requested['chunks']}"
@@ -218,11 +219,11 @@ def _shared_arguments(read, written, recurrence, requested):
     device = devices.device_of(x)
     planned = plan(device, B, T, N, itemsize, len(read), vector=vector * itemsize)
     planned = planned._replace(**requested)
-    lo, hi = BOUNDS[recurrence.nonlinearity]
-    resets = recurrence.resets
+    lo, hi = BOUNDS[options.nonlinearity]
+    resets = options.resets
     stride_rb, stride_rt = (0, 0) if resets is None else strides(resets, cu_seqlens)
     return B, {
-        "lengths_ptr": recurrence.lengths,
+        "lengths_ptr": options.lengths,
         "cu_seqlens_ptr": cu_seqlens,
         "resets_ptr": resets,
         "T": padded_length(x, cu_seqlens),
@@ -231,7 +232,7 @@ def _shared_arguments(read, written, recurrence, requested):
         "stride_rt": stride_rt,
         "LO": lo,
         "HI": hi,
-        "REVERSE": recurrence.reverse,
+        "REVERSE": options.reverse,
         "CHUNKS": planned.chunks,
         "ROWS": planned.rows,
         "STAGES": planned.stages,

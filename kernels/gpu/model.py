@@ -51,7 +51,7 @@ FAMILIES = {
         lanes=1, adjacent=1, products=4096, memory=25,
         forward=9, backward=21, resident=1024, resident_backward=768,
     ),
-    # AMD CDNA 3; rates of an MI300X. CDNA 4 needs fewer instructions: 14 and 36.
+    # AMD CDNA 3; rates of an MI300X. CDNA 4 needs fewer instructions: 14 and 20.
     "mfma": Family(
         lanes=2, adjacent=4, products=1024, memory=7,
         forward=35, backward=68, resident=512, resident_backward=512,
@@ -70,15 +70,11 @@ CACHE_SHARES = 2  # a slice of the split way may take the cache divided by this
 
 
 class Plan(NamedTuple):
-    """How the scan is divided.
-
-    With one stage the rows of a group are loaded into registers. With more, a ring of stages - 1
-    groups lies in shared memory and is copied asynchronously.
-    """
+    """How the scan is divided."""
 
     chunks: int  # of time
     rows: int  # time steps of a group, whose rows are loaded together
-    stages: int
+    stages: int  # 1: a group lies in registers; more: a ring of stages - 1 groups in shared memory
     block_n: int  # channels of a program
 
 
@@ -94,7 +90,7 @@ def plan(device, B, T, N, itemsize, tensors_read, vector):
       to 7 programs.
     - block_n is 16 bytes a lane, or `vector`. It is less until there are 1.5 programs for every
       multiprocessor (one program alone is slow where its lanes have much to do) and at most a
-      quarter of the lanes have no channel.
+      fifth of the lanes have no channel.
     - rows are 256 bytes a lane, which the registers hold without a spill, but 32 at most, because
       what is unrolled further takes long to compile.
     - chunks are a power of two, doubled until two thirds of the goal are in flight: chunks read the
@@ -147,7 +143,7 @@ class Tile(NamedTuple):
 
 def pick_tile(family, N, K, itemsize, backward, aligned, chained=False):
     """The tile of a fused kernel: the largest that keeps the recurrence in registers without a
-    spill (with all options at once, two devices spill a few bytes).
+    spill (three of the 356 kernels in bench/results/sass.json spill, 56 bytes at most).
 
     aligned: rows are multiples of 16 bytes. Where they are not, loads are one element wide and
     their pointers take registers, so tiles are smaller. Weights of one block of K stay in shared
@@ -211,7 +207,7 @@ def compiler_options_of(tile):
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
-class Layer(NamedTuple):
+class LayerSizes(NamedTuple):
     """The sizes of a call of the layer."""
 
     B: int  # sequences, for each direction
@@ -243,6 +239,7 @@ def fused_time(device, layer, tile, chained):
         programs, tiles, hops = programs * tiles, 1, tiles * HOP
     each = math.ceil(programs / device.multiprocessors)
     at_once = 8 // tile.warps  # as many as the registers hold
+    # With 8 warps, 119 registers and 96 KiB of shared memory, at K = 256 in 16 bits: two fit.
     if device.family == "wgmma" and tile.ahead and not backward and K * itemsize <= 512:
         at_once = 2
     compute = tiles * max(each * busy, math.ceil(each / at_once) * alone)
@@ -289,9 +286,9 @@ class Choice(NamedTuple):
 def choose(device, strategy, B, T, K, N, itemsize, backward, aligned, can_chain, most_slices):
     """The `Choice` that is fastest by the model, of those that `strategy` and the flags allow.
 
-    The first sizes are those of `Layer`. most_slices: 1 where the batch cannot be sliced.
+    The first sizes are those of `LayerSizes`. most_slices: 1 where the batch cannot be sliced.
     """
-    layer, ways = Layer(B, T, K, N, itemsize, backward), []
+    layer, ways = LayerSizes(B, T, K, N, itemsize, backward), []
     if strategy != "split":
         shortest = pick_tile(device.family, N, K, itemsize, backward, aligned).block_t
         for chained in (False, True) if can_chain and shortest < T else (False,):

@@ -221,8 +221,8 @@ def _fused_fwd_kernel(
         mask = (offs_t < left)[:, None] & mask_n[None, :]
         tl.store(h_ptrs, join_steps(hs, h_ptr.dtype.element_ty, LEVELS), mask=mask)
 
-    # h_n is loaded from h: `state` is that after a whole tile. The barrier lets this program see
-    # what all of its threads have stored.
+    # h_n is loaded from h, because `state` is the one after a whole tile, which may be past the
+    # last step. The barrier lets this program see what all of its threads have stored.
     tl.debug_barrier()
     has_last_step = (end == length) & ((begin < length) | (tile == 0))
     is_stored = has_last_step & (length > 0)

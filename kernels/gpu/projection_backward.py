@@ -169,7 +169,7 @@ def _fused_bwd_kernel(
             # Then there is no term h_t * d_{t+1}.
             next_times = last_step + 1 - tl.arange(0, LANES) * (BLOCK_T // LANES)
             exists = next_times < length
-            next_times = length - 1 - next_times if REVERSE else next_times
+            next_times = time_of_step(next_times, length, 0, REVERSE, 1)
             next_reset = tl.load(
                 resets_row + next_times.to(tl.int64) * stride_rt, mask=exists, other=0
             )

@@ -108,8 +108,8 @@ def summarize_steps(
 
     a: R tensors [N, LANES]. reset: the same, not 0 where a step's h_{t-1} counts as 0; or None.
     any_negative_u: as `classify_u` returns it; where a segment grows, the result is not to be used.
-    given: [1, LANES], the lanes whose segment begins with the state `state`, as one has to that
-    begins with h0, which may lie outside of the bounds; or None.
+    given: [1, LANES], the lanes whose start `state` is known, so that their segment is a constant
+    map; or None. A lane that starts in h0 has to be one: h0 may lie outside of the bounds.
     """
     P, Q, E0, E1 = identity(u, lo, hi)
     if given is not None:
@@ -192,10 +192,11 @@ def propagate_lanes(
 def propagate_lanes_by_steps(
     p, h, reset, u, state, lo, hi, LO: tl.constexpr, HI: tl.constexpr
 ):  # fmt: skip
-    """What `propagate_lanes` returns, where a segment grows: by the R steps of one lane after the
-    other.
+    """What `propagate_lanes` returns, for lanes whose segments grow: every lane takes its R steps,
+    after the lanes before it.
 
-    p: a of `summarize_steps`, and h is None; or g and h of `summarize_steps_backward`.
+    p, h: in the forward a of `summarize_steps` and None; in the backward g and h of
+    `summarize_steps_backward`.
     """
     LANES: tl.constexpr = u.shape[1]
     lane = tl.arange(0, LANES)[None, :]

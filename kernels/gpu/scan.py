@@ -113,11 +113,7 @@ def _scan_fwd_kernel(
         s = tl.load(start_ptr + (b * CHUNKS + chunk) * N + offs_n, mask=mask).to(ACC)
     a_pointers = row_pointers(a_ptr, b, first_row, length, stride_ab, stride_at, REVERSE, VECTOR)
     h_pointers = row_pointers(h_ptr, b, first_row, length, stride_hb, stride_ht, REVERSE, VECTOR)
-    resets_pointers = None
-    if resets_ptr is not None:
-        resets_pointers = row_pointers(
-            resets_ptr, b, first_row, length, stride_rb, stride_rt, REVERSE
-        )
+    resets_pointers = row_pointers(resets_ptr, b, first_row, length, stride_rb, stride_rt, REVERSE)
 
     HAS_RESETS: tl.constexpr = resets_ptr is not None
     # Steps of a group after the last whole one. In Triton 3.4 `min` would make a tensor of it.
@@ -253,11 +249,7 @@ def _scan_bwd_kernel(
     g_pointers = row_pointers(g_ptr, b, first_row, length, stride_gb, stride_gt, REVERSE, VECTOR)
     h_pointers = row_pointers(h_ptr, b, first_row, length, stride_hb, stride_ht, REVERSE, VECTOR)
     d_pointers = row_pointers(d_ptr, b, first_row, length, stride_db, stride_dt, REVERSE, VECTOR)
-    resets_pointers = None
-    if resets_ptr is not None:
-        resets_pointers = row_pointers(
-            resets_ptr, b, first_row, length, stride_rb, stride_rt, REVERSE
-        )
+    resets_pointers = row_pointers(resets_ptr, b, first_row, length, stride_rb, stride_rt, REVERSE)
     lo = None
     hi = None
     if clip is not None:
@@ -299,7 +291,7 @@ def _scan_bwd_kernel(
 
     sums = sums_ptr + (b * CHUNKS + chunk) * N + offs_n
     tl.store(sums, grad_u, mask=mask)
-    # An N of 1 is a plain number here, without a method `to`: the number of sequences gets it.
+    # In 64 bits. N cannot be widened: Triton passes an N of 1 as a plain number, without `to`.
     sums += (tl.num_programs(0) // tl.cdiv(N, BLOCK_N)).to(tl.int64) * CHUNKS * N
     tl.store(sums, grad_b, mask=mask)
     has_last_step = (stop == length) & ((start < length) | (chunk == 0))

@@ -1,4 +1,4 @@
-"""What a launch reads off its arguments: sizes, strides and alignment, and flattened views.
+"""What a launch reads off its arguments: options, sizes, strides and alignment.
 
 Sequences are (B, T, N), in either order of batch and time in memory, or packed: (total, N) with
 cu_seqlens (B + 1,).
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-# Of h, and None for no bound. tanh is no clamp: its kernels apply it before these.
+# LO and HI of the kernels, None for no bound. With TANH they apply tanh in place of a clamp.
 BOUNDS = {
     "relu": (0.0, None),
     "identity": (None, None),
@@ -19,8 +19,8 @@ BOUNDS = {
 }
 
 
-class Recurrence(NamedTuple):
-    """What the recurrence computes, besides its numbers."""
+class ScanOptions(NamedTuple):
+    """The options of a call, with the tensors that say where sequences end and start anew."""
 
     nonlinearity: str
     reverse: bool
@@ -55,28 +55,6 @@ def vector_of(tensors, cu_seqlens):
         return 1
     every_stride = [stride for x in tensors for stride in strides(x, cu_seqlens)]
     return math.gcd(most, tensors[0].shape[-1], *every_stride)
-
-
-def accumulator_of(x):
-    """The dtype of state and sums."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def is_time_first(x):
-    """Whether a padded batch (B, T, N) lies in memory as (T, B, N)."""
-    return x.dim() == 3 and x.stride(0) < x.stride(1)
-
-
-def flatten_like(x, other):
-    """x (B, T, K) as (B*T, K), in the order in which the steps of `other` (B, T, N) lie in memory:
-    a view if those of x lie in that order too."""
-    return (x.transpose(0, 1) if is_time_first(other) else x).flatten(0, -2)
-
-
-def flat_view(h):
-    """h (B, T, N), which is dense, as (B*T, N) in the order of memory, in the same memory."""
-    h = h.transpose(0, 1) if is_time_first(h) else h
-    return h.view(h.shape[:-1].numel(), h.shape[-1])
 
 
 def last_offset(x):

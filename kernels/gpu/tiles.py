@@ -24,10 +24,10 @@ def tile_coordinates(
     """What this program computes.
 
     b, direction: its sequence, and which of the DIRECTIONS. first_row, length, padded_length: of
-    the sequence. offs_n: [BLOCK_N], its channels, of the N of that direction. chain, tile: its
-    chain, and its tile in the chain. programs_per_tile: how many programs compute the same tile of
-    their chains, which is the number of chains. Where programs take all tiles of a chain, tile is
-    0 and programs_per_tile the number of programs.
+    the sequence. offs_n: [BLOCK_N], its channels, of the N of that direction. chain: the tiles of
+    one sequence and block of channels that it belongs to. tile: its tile in the chain, or 0 where a
+    program takes all of them. programs_per_tile: the number of chains, because each has one program
+    for a tile.
     """
     blocks = tl.cdiv(N, BLOCK_N)
     chain = tl.program_id(0)
@@ -125,8 +125,8 @@ def input_in_registers(
     """What `input_blocks` loads, in registers until `resident_product` takes it an iteration later.
 
     Each of the BLOCKS_K tensors is [BLOCK_K / PIECE, PIECE, BLOCK_T], where a PIECE is 128 bytes:
-    then a lane loads 16 bytes of every piece at few times, and only has to compute the addresses of
-    these times. Numbers of 16 bits are in pairs, see `_pairs`.
+    then a lane loads 16 bytes of every piece, for the same few times, and computes addresses for
+    these times alone. Numbers of 16 bits are in pairs, see `_pairs`.
     """
     PIECE: tl.constexpr = 1024 // x_ptr.dtype.element_ty.primitive_bitwidth
     PIECES: tl.constexpr = BLOCK_K // PIECE

@@ -3,13 +3,14 @@
 import torch
 import triton
 
+from ..tensors import is_time_first
 from . import devices
 from .model import choose
 from .projection import _fused_fwd_kernel
-from .tensors import is_time_first, last_offset, sizes
+from .tensors import last_offset, sizes
 
 
-def choice_of(strategy, x, weight, h, recurrence, *, directions=1, backward=False):
+def choice_of(strategy, x, weight, h, options, *, directions=1, backward=False):
     """The `model.Choice` for one call.
 
     x, weight, h: (B, T, K), (directions * N, K) and (B, T, directions * N); in the backward x is
@@ -17,7 +18,7 @@ def choice_of(strategy, x, weight, h, recurrence, *, directions=1, backward=Fals
     ValueError where strategy is "fused" and the fused kernel cannot serve.
     """
     device = devices.device_of(x)
-    obstacle = _obstacle_to_fusing(x, weight, recurrence.nonlinearity, device)
+    obstacle = _obstacle_to_fusing(x, weight, options.nonlinearity, device)
     if strategy == "fused" and obstacle:
         raise ValueError(f"strategy='fused' cannot be: {obstacle}; 'split' and 'auto' can")
     # Without TF32 the fused product is made of ordinary instructions, and the library's is faster.
@@ -30,9 +31,9 @@ def choice_of(strategy, x, weight, h, recurrence, *, directions=1, backward=Fals
         y.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in y.stride()[:-1])
         for y in tensors
     )
-    B, T = sizes(h, recurrence.cu_seqlens)
-    is_packed = recurrence.cu_seqlens is not None
-    # Some sequences after the others: as a slice of the batch that is contiguous in memory.
+    B, T = sizes(h, options.cu_seqlens)
+    is_packed = options.cu_seqlens is not None
+    # A slice of the batch has to be contiguous, because the product is written to it flattened.
     can_slice = not (backward or is_packed or is_time_first(h))
     return choose(
         device,

@@ -75,11 +75,12 @@ def loops_of(jumps: list[int | None]) -> list[tuple[int, int]]:
 
 
 def instructions_per_element(case: Case, assembly: Assembly, lanes: int) -> float | None:
-    """Instructions of the main loop for each element it computes; None where it is of no interest.
+    """Instructions of the main loop for each element that it computes; None without a loop, and for
+    the kernel that propagates the states of chunks.
 
     lanes: of a warp.
     """
-    # Behind the end of the program stands what waits for the tensor memory, and jumps back.
+    # After its end a program may have a loop that waits for the tensor memory: not counted.
     is_end = [re.search(r"\bEXIT\b|s_endpgm", line) is not None for line in assembly.instructions]
     stop = max(i for i, end in enumerate(is_end) if end)
     loops = loops_of(assembly.jumps[:stop])
@@ -106,7 +107,7 @@ def _outside_of_products(assembly, loops, elements):
         # What is nearly as long is the same loop, which AMD's compiler continues from two places.
         if 2 * (loop[1] - loop[0]) < end - begin:
             outside -= set(range(*loop))
-    # Nor the block of arithmetic that is jumped over: E1, which is needed where a u is negative.
+    # Nor the block of arithmetic that is jumped over where no u is negative: that of E1.
     counted = set(outside)
     jumps = [(i + 1, to) for i, to in enumerate(assembly.jumps) if to and begin <= i < to < end]
     for jump in jumps:

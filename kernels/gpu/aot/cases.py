@@ -110,14 +110,7 @@ def fused_cases(target: str) -> list[Case]:
     add("fused, resident, odd number of blocks", "bf16", K * 3 // 4)
     add("fused, resident, matrix units", "fp32", K // 2)
     add("fused, resident, both directions", "fp16", K, DIRECTIONS=2, REVERSE=True)
-    add(
-        "fused, resident, all options",
-        "bf16",
-        K - 8,
-        "hardtanh",
-        REVERSE=True,
-        given=everything[len(chain) :],
-    )
+    add("fused, resident, all options", "bf16", K - 8, "hardtanh", REVERSE=True, given=unchained)
     if back_K:
         add("fused backward, resident, clip", "bf16", back_K, backward=True, given=("clip",))
         add(
