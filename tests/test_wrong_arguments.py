@@ -168,6 +168,8 @@ WRONG = [
     (DenseIndRNN, (4, 2), {"bias": "no"}, TypeError, "bias must be a bool, but is str"),
     (DenseIndRNN, (4, 2), {"batch_first": "yes"}, TypeError, "batch_first must be a bool.*str"),
     (Bidirectional, (lambda: nn.Linear(2, 3),), {}, TypeError, "factory must make.*Linear"),
+    (Bidirectional, (RNN,), {}, TypeError, "factory must be a function.*lambda.*is IndRNN"),
+    (Bidirectional, (None,), {}, TypeError, "factory must be a function.*is NoneType"),
 ]
 
 
