@@ -105,7 +105,7 @@ class IndRNNCell(nn.Module):
         """
         check_floating("input", input)
         if hx is not None:
-            check_state("hx", hx)
+            check_state("hx", hx, input.device)
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"input must be (batch, {self.input_size}) or ({self.input_size},), "
