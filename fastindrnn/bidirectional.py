@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .options import Direction, opposite
 from .sequences import Sequences
@@ -23,7 +23,7 @@ class Bidirectional(Stack):
     concatenated along the first dimension, for `DenseIndRNN` along the units.
 
     Raises:
-        TypeError, ValueError: factory does not make a stack, or makes one twice.
+        TypeError, ValueError: factory is no function, does not make a stack, or makes one twice.
 
     Example:
         >>> rnn = Bidirectional(lambda: ResidualIndRNN(10, 20, num_blocks=1))
@@ -32,6 +32,11 @@ class Bidirectional(Stack):
 
     def __init__(self, factory: Callable[[], Stack]) -> None:
         super().__init__()
+        if isinstance(factory, nn.Module) or not callable(factory):
+            raise TypeError(
+                "factory must be a function without arguments that makes a stack, as "
+                f"lambda: IndRNN(10, 20), but is {type(factory).__name__}"
+            )
         self.forwards, self.backwards = factory(), factory()
         for stack in (self.forwards, self.backwards):
             if not isinstance(stack, Stack):

@@ -24,7 +24,7 @@ from .units import RecurrentInit, reset_layer
 
 
 class IndRNNCell(nn.Module):
-    """One step of an `IndRNN` layer, h' = f(W x + b + u * h); for `torch.nn.RNNCell`.
+    """One step of an `IndRNN` layer, in place of `torch.nn.RNNCell`: h' = f(W x + b + u * h).
 
     Its parameters have the names of a layer's (`weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`): the
     state dict of a one-layer `IndRNN` loads into it, and the layer's pass over a sequence equals
@@ -105,7 +105,7 @@ class IndRNNCell(nn.Module):
         """
         check_floating("input", input)
         if hx is not None:
-            check_state("hx", hx)
+            check_state("hx", hx, input.device)
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"input must be (batch, {self.input_size}) or ({self.input_size},), "

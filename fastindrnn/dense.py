@@ -42,13 +42,15 @@ class DenseIndRNN(Stack):
         grad_clip, grad_clip_mode, device, dtype: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
-        zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
+        norm: as in `IndRNN`, but "batch" by default.
+        zoneout, norm_position, norm_steps: as in `IndRNN`.
         recurrent_init: as in `IndRNN`; a sequence has one for each recurrence, of which there are
             1 + sum(2 * layers + 1 for layers in blocks), one less without the first layer and one
             less without the last transition.
 
     `output_size` is the number of output features. h_n is (B, units): the states of all
-    recurrences side by side, in the order of the signal.
+    recurrences side by side, in the order of the signal. The stack has one direction; for two see
+    `Bidirectional`.
 
     Raises:
         TypeError, ValueError: an argument does not fit.

@@ -37,8 +37,8 @@ from .units import Device, Layer, RecurrentInit, reset_layer, run_both, run_step
 
 
 class IndRNN(Stack):
-    """Layers of independent neurons, h_t = f(W x_t + b + u * h_{t-1}) with u a vector; for
-    `torch.nn.RNN`.
+    """Layers of independent neurons, in place of `torch.nn.RNN`: h_t = f(W x_t + b + u * h_{t-1})
+    with u a vector.
 
     Args:
         input_size: features I of the input.

@@ -1,6 +1,7 @@
 """What to take from the outputs of a stack."""
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from .checks import check_bools, check_lengths
 
@@ -14,8 +15,9 @@ def last_output(
 
     Args:
         output: (T, B, F), or (B, T, F) with batch_first: what a layer returned for a padded batch.
-            With two directions, the second half of the features is at its own last step at time 0:
-            take that from `output` itself.
+            Of a PackedSequence take `last_output(*pad_packed_sequence(output))`. With two
+            directions, the features of the reverse one, the second half, end at time 0: take
+            `output[0, :, F // 2 :]` for them.
         lengths: (B,) integers from 0 to T, as given to the layer; None: all have T steps.
         batch_first: as in the layer.
 
@@ -32,7 +34,9 @@ def last_output(
         >>> last = last_output(output, lengths, batch_first=True)  # (3, 20)
     """
     if not isinstance(output, Tensor):
-        raise TypeError(f"output must be a tensor, but is {type(output).__name__}")
+        packed = isinstance(output, PackedSequence)
+        advice = ": torch.nn.utils.rnn.pad_packed_sequence makes it one" if packed else ""
+        raise TypeError(f"output must be a tensor, but is {type(output).__name__}{advice}")
     check_bools(batch_first=batch_first)
     if output.dim() != 3:
         raise ValueError(f"output must have 3 dimensions, but has shape {tuple(output.shape)}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .checks import (
     check_bools,
     check_dtype,
+    check_like,
     check_options,
     check_probabilities,
     check_recurrent_max,
@@ -47,10 +48,12 @@ class ResidualIndRNN(Stack):
         grad_clip, grad_clip_mode, device, dtype: as in `IndRNN`.
         dropout: probability with which, in training, a neuron of a sequence is zeroed at all steps,
             after each recurrence.
-        zoneout, norm, norm_position, norm_steps: as in `IndRNN`.
+        norm: as in `IndRNN`, but "batch" by default.
+        zoneout, norm_position, norm_steps: as in `IndRNN`.
         recurrent_init: as in `IndRNN`; a sequence has one for each of the L recurrences.
 
-    `output_size` is H. h_n is (L, B, H), in the order of the signal.
+    `output_size` is H. h_n is (L, B, H), in the order of the signal. The stack has one direction;
+    for two see `Bidirectional`.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -140,6 +143,7 @@ class ResidualIndRNN(Stack):
         direction: Direction = "forward",
         first_step: int | None = 0,
     ) -> tuple[Tensor, Tensor]:
+        check_like("weight", self.input.weight, x)
         starts = iter([None] * self.state_shape()[0] if state is None else state.unbind(0))
         ends = []
 

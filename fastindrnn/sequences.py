@@ -131,7 +131,7 @@ class PreparedInput:
             name: of the argument, for errors.
         """
         expected = (*shape[:-1], *((self.sequences.batch,) if self.has_batch else ()), shape[-1])
-        check_state(name, hx)
+        check_state(name, hx, self.x.device)
         if hx.shape != expected:
             raise ValueError(f"{name} must be {expected}, but is {tuple(hx.shape)}")
         hx = hx if self.has_batch else hx.unsqueeze(-2)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastindrnn
 from fastindrnn.functional import indrnn, indrnn_scan
@@ -117,10 +118,21 @@ def test_last_output(batch_first):
     torch.testing.assert_close(whole, rows[:, -1])
 
 
+def test_last_output_of_packed_sequences():
+    rnn = fastindrnn.IndRNN(3, 4)
+    output, h_n = rnn(pack_sequence([torch.randn(n, 3) for n in (2, 5)], enforce_sorted=False))
+    torch.testing.assert_close(fastindrnn.last_output(*pad_packed_sequence(output)), h_n[-1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        (([1.0],), TypeError, "output must be a tensor"),
+        (([1.0],), TypeError, "output must be a tensor, but is list$"),
+        (
+            (pack_sequence([torch.rand(2, 4)]),),
+            TypeError,
+            "output must be a tensor, but is PackedSequence: .*pad_packed_sequence",
+        ),
         ((torch.rand(3, 4),), ValueError, "3 dimensions"),
         ((torch.rand(0, 2, 4),), ValueError, "no time steps"),
         ((torch.rand(5, 2, 4), torch.tensor([1.0, 2.0])), TypeError, "lengths"),

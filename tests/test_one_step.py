@@ -98,7 +98,7 @@ def test_wrong_steps_in_inference():
         rnn.step(torch.randn(3, 5), [1.0])
     with pytest.raises(TypeError, match=r"weight must be torch\.float64"):
         rnn.step(torch.randn(3, 5).double())
-    with pytest.raises(TypeError, match="h0 must be float32"):
+    with pytest.raises(TypeError, match="state must be float32"):
         rnn.step(torch.randn(3, 5), torch.zeros(2, 3, 7).long())
-    with pytest.raises(TypeError, match="h0 must be float32"):
+    with pytest.raises(TypeError, match="hx must be float32"):
         IndRNNCell(5, 7)(torch.randn(3, 5), torch.zeros(3, 7).long())

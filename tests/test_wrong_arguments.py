@@ -125,6 +125,42 @@ def test_wrong_inputs(shape, options, words):
         IndRNN(5, 7, 2)(torch.randn(shape), **options)
 
 
+@pytest.mark.parametrize(("make", "features"), [(IndRNN, 7), (ResidualIndRNN, 7), (DenseIndRNN, 2)])
+def test_input_of_another_dtype_or_device(make, features):
+    """The error says what to do with the input, whose caller knows no weight."""
+    module = make(5, features)
+    words = r"weight must be torch\.float64.*take input\.to\(torch\.float32\)"
+    with pytest.raises(TypeError, match=words):
+        module(torch.randn(4, 3, 5).double())
+    with pytest.raises(ValueError, match=r"weight must be on meta.*take input\.to\('cpu'\)"):
+        module(torch.randn(4, 3, 5, device="meta"))
+
+
+def test_states_are_called_what_the_caller_calls_them():
+    x, h = torch.randn(4, 3, 5), torch.zeros(2, 3, 7)
+    with pytest.raises(ValueError, match=r"^hx must be on cpu as the input, but is on meta"):
+        IndRNN(5, 7, 2)(x, h.to("meta"))
+    with pytest.raises(TypeError, match=r"^hx must be float32.*int64"):
+        IndRNN(5, 7, 2)(x, h.long())
+    with pytest.raises(ValueError, match=r"^state must be on cpu as the input, but is on meta"):
+        IndRNN(5, 7, 2).step(x[0], h.to("meta"))
+    with pytest.raises(ValueError, match=r"^hx must be on cpu as the input, but is on meta"):
+        IndRNNCell(5, 7)(x[0], h[0].to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "words"),
+    [
+        ([4, 4, 4], TypeError, r"lengths must be a tensor, but is list: take torch\.tensor"),
+        (torch.full((4,), 2), ValueError, r"\(12,\), but is \(4,\): one for each sequence"),
+        (torch.arange(-1, 11), ValueError, "lengths must be from 0 to 4.*is from -1 to 10$"),
+    ],
+)
+def test_wrong_lengths(lengths, error, words):
+    with pytest.raises(error, match=words):
+        IndRNN(5, 7, 2)(torch.randn(4, 12, 5), lengths=lengths)
+
+
 def test_bias_of_the_cell_is_a_bool():
     with pytest.raises(TypeError, match="bias must be a bool, but is Tensor"):
         IndRNNCell(5, 7, torch.zeros(7))
@@ -168,6 +204,8 @@ WRONG = [
     (DenseIndRNN, (4, 2), {"bias": "no"}, TypeError, "bias must be a bool, but is str"),
     (DenseIndRNN, (4, 2), {"batch_first": "yes"}, TypeError, "batch_first must be a bool.*str"),
     (Bidirectional, (lambda: nn.Linear(2, 3),), {}, TypeError, "factory must make.*Linear"),
+    (Bidirectional, (RNN,), {}, TypeError, "factory must be a function.*lambda.*is IndRNN"),
+    (Bidirectional, (None,), {}, TypeError, "factory must be a function.*is NoneType"),
 ]
 
 

@@ -77,12 +77,12 @@ def check_layer(x: Tensor, parameters: Parameters, h0: Tensor | None, bounds: Bo
         raise ValueError(
             f"weight must be (hidden, {x.shape[-1]}) for x {_shape(x)}, but is {_shape(weight)}"
         )
-    _check_like("weight", weight, x)
+    check_like("weight", weight, x)
     N = weight.shape[0]
     if bias is not None:
         check_floating("bias", bias)
         _check_shape("bias", bias, (N,))
-        _check_like("bias", bias, x)
+        check_like("bias", bias, x)
     check_recurrence(x, N, u, h0, bounds)
 
 
@@ -119,13 +119,15 @@ def _check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name} must be a tensor, but is {type(x).__name__}")
 
 
-def check_state(name: str, state: Tensor) -> None:
-    """Raises a TypeError unless the state that a caller gives is a tensor."""
+def check_state(name: str, state: Tensor, device: torch.device) -> None:
+    """Raises a TypeError or ValueError unless the state that a caller gives is a tensor of numbers
+    on the input's device."""
     if isinstance(state, tuple):
         raise TypeError(
             f"{name} must be a tensor, but is tuple: there is no c as in an LSTM, pass h alone"
         )
-    _check_tensor(name, state)
+    check_floating(name, state)
+    _check_device(name, state, device)
 
 
 def check_floating(name: str, x: Any) -> None:
@@ -145,10 +147,19 @@ def _check_device(name: str, x: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device} as the input, but is on {x.device}")
 
 
-def _check_like(name: str, x: Tensor, input: Tensor) -> None:
-    _check_device(name, x, input.device)
+def check_like(name: str, x: Tensor, input: Tensor) -> None:
+    """Raises a TypeError or ValueError unless a parameter is of the input's device and, without
+    autocast, dtype."""
+    if x.device != input.device:
+        raise ValueError(
+            f"{name} must be on {input.device} as the input, but is on {x.device}: "
+            f"take input.to({str(x.device)!r}), or move the module"
+        )
     if x.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise TypeError(f"{name} must be {input.dtype} as the input, but is {x.dtype}")
+        raise TypeError(
+            f"{name} must be {input.dtype} as the input, but is {x.dtype}: "
+            f"take input.to({x.dtype}), or convert the module"
+        )
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, total: int, device: torch.device) -> None:
@@ -174,14 +185,21 @@ def check_resets(resets: Tensor, shape: Sequence[int], device: torch.device) -> 
 def check_lengths(lengths: Tensor, B: int, T: int, device: torch.device) -> None:
     """Raises a TypeError or ValueError unless they are the lengths of B sequences of T steps."""
     _check_integers("lengths", lengths, device)
-    _check_shape("lengths", lengths, (B,))
-    if not _hold(lengths, lambda x: ((x >= 0) & (x <= T)).all()):
+    if lengths.shape != (B,):
         raise ValueError(
-            f"lengths must be from 0 to {T}, the input's time steps, but is {lengths.tolist()}"
+            f"lengths must be ({B},), but is {_shape(lengths)}: one for each sequence of the batch"
         )
+    if not _hold(lengths, lambda x: ((x >= 0) & (x <= T)).all()):
+        low, high = lengths.aminmax()
+        given = lengths.tolist() if B <= 10 else f"from {low.item()} to {high.item()}"
+        raise ValueError(f"lengths must be from 0 to {T}, the input's time steps, but is {given}")
 
 
 def _check_integers(name: str, x: Tensor, device: torch.device) -> None:
+    if isinstance(x, (list, tuple)):
+        raise TypeError(
+            f"{name} must be a tensor, but is {type(x).__name__}: take torch.tensor({name})"
+        )
     _check_tensor(name, x)
     if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"{name} must be of an integer dtype, but is {x.dtype}")
