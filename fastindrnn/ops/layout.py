@@ -5,6 +5,7 @@ lengths follow each other. A padded batch keeps its order in memory: from a time
 strides (channels, B * channels, 1), every result of its form is time-first too.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,10 @@ def batch_size(x: Tensor, bounds: Bounds) -> int:
 def flat(x: Tensor, like: Tensor) -> Tensor:
     """(B, T, K) as (B*T, K), in the order of batch and time in which `like` lies in memory: a view
     where x has that order too."""
-    return (x.transpose(0, 1) if is_time_first(like) else x).flatten(0, -2)
+    x = x.transpose(0, 1) if is_time_first(like) else x
+    # No -1, which 0 features leave open; nor flatten, for which the vmap of torch.autograd has no
+    # rule.
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
