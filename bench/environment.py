@@ -25,6 +25,7 @@ def describe(device, peers=()):
     for package in (*PACKAGES, *peers):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    versions["torch"] = torch.__version__  # says also what it was built for
     if torch.device(device).type == "cuda":
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return {

@@ -100,6 +100,17 @@ def reports(request, tmp_path_factory):
     return compile_all(tmp_path_factory.mktemp("aot"), request.param)
 
 
+@pytest.fixture
+def table():
+    """The committed table, which `python -m fastindrnn.kernels.gpu.aot --out` writes. It and what
+    the tests say of registers and instructions are of one version of Triton."""
+    content = json.loads(TABLE.read_text())
+    triton = pytest.importorskip("triton")
+    if content["triton"] != triton.__version__:
+        pytest.skip(f"the table is of triton {content['triton']}, this is {triton.__version__}")
+    return content
+
+
 def by_kernel(reports):
     return {(report["target"], report["dtype"], report["name"]): report for report in reports}
 
@@ -112,7 +123,7 @@ def test_all_targets_dtypes_and_kernels(reports):
     assert len(by_kernel(reports)) == len(reports)
 
 
-def test_nothing_spills(reports):
+def test_nothing_spills(reports, table):
     """What a kernel spills is traffic that its floor does not count.
 
     Fused kernels with every option at once may spill the few bytes that the table has.
@@ -129,7 +140,7 @@ def test_shared_memory_is_there(reports):
     assert not [report for report in reports if report["shared"] > limits[report["target"]]]
 
 
-def test_scans_need_no_more_shared_memory_than_their_ring(reports):
+def test_scans_need_no_more_shared_memory_than_their_ring(reports, table):
     """Nor do they exchange anything through it: the barriers are those of the copies' ring."""
     scans = [report for report in reports if not report["name"].startswith("fused")]
     for report in scans:
@@ -144,7 +155,7 @@ def test_scans_need_no_more_shared_memory_than_their_ring(reports):
     assert any(report["shared"] for report in scans)
 
 
-def test_few_instructions_for_each_element(reports):
+def test_few_instructions_for_each_element(reports, table):
     """Memory allows the scans about 24, 36 and 12 on an H200; the fused kernel's goal is 12."""
     limits = {"forward relu": 6, "backward, clip relu": 12.5}
     limits |= {"summarize relu": 10, "fused relu": 12}
@@ -158,12 +169,7 @@ def test_few_instructions_for_each_element(reports):
     assert not limits
 
 
-def test_no_kernel_grows_by_a_tenth(reports):
-    """Against the committed table, which `python -m fastindrnn.kernels.gpu.aot --out` writes."""
-    table = json.loads(TABLE.read_text())
-    triton = pytest.importorskip("triton")
-    if table["triton"] != triton.__version__:
-        pytest.skip(f"the table is of triton {table['triton']}, this is {triton.__version__}")
+def test_no_kernel_grows_by_a_tenth(reports, table):
     targets = {report["target"] for report in reports}
     before = by_kernel(row for row in table["kernels"] if row["target"] in targets)
     assert set(before) == set(by_kernel(reports))
@@ -173,7 +179,7 @@ def test_no_kernel_grows_by_a_tenth(reports):
                 assert report[what] <= 1.1 * before[key][what], (key, what)
 
 
-def test_a_tile_waits_by_volatile_loads(tmp_path):
+def test_a_tile_waits_by_volatile_loads(tmp_path, table):
     """A tile of a chain loads until the state is there: a stale cache line would never end that."""
     done = run(tmp_path, ASSEMBLY, *OFTEN)
     assert done.returncode == 0, done.stderr
