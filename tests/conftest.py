@@ -90,8 +90,8 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True, scope="session")
 def numbers_before_nan():
-    """`tl.maximum` and `tl.minimum` of a NaN and a number are the number. Older interpreters, that of
-    Triton 3.7 for one, make it the NaN."""
+    """`tl.maximum` and `tl.minimum` of a NaN and a number are the number. Older interpreters, that
+    of Triton 3.7 for one, make it the NaN."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
     try:
