@@ -45,7 +45,7 @@ import numpy as np
 from numba import njit
 
 from .arithmetic import clamp, flush_subnormal, power, to_float
-from .indexing import channels_at, elements, is_reset, prefetch, with_steps
+from .indexing import channels_at, elements, is_reset, prefetch, prefetch_distance, with_steps
 
 # A summary flushes its subnormal numbers every so many steps. Every step would double its time.
 _FLUSH_INTERVAL = 16
@@ -181,8 +181,9 @@ def summarize_forward_chunk(args, chunk, a, bias, summary, lo, hi, limits):
         P[j], S[j], R[j], A[j] = zero, zero, one, zero
         # A chunk of no steps is the identity: it clamps nothing.
         E0[j], E1[j] = lo if steps > 0 else -largest, top if steps > 0 else largest
+    distance = prefetch_distance(chunk)
     for step in range(chunk.start, chunk.stop):
-        prefetch(a, chunk, step)
+        prefetch(a, chunk, step, distance)
         if is_reset(args, chunk, step):
             any_reset = True
             for j in range(n):
@@ -234,9 +235,10 @@ def summarize_backward_chunk(args, chunk, grad_h, h, summary, lo, hi, limits):
     for j in range(n):
         P[j], Q[j], E0[j], E1[j] = zero, one, -largest, largest
         S[j], R[j], A[j] = zero, one, zero
+    distance = prefetch_distance(chunk)
     for step in range(chunk.start, chunk.stop):
-        prefetch(grad_h, chunk, step)
-        prefetch(h, chunk, step)
+        prefetch(grad_h, chunk, step, distance)
+        prefetch(h, chunk, step, distance)
         g_t, h_t = channels_at(grad_h, chunk, step), channels_at(h, chunk, step)
         for j in range(n):
             at_bound = (to_float(h_t[j]) <= lo) | (to_float(h_t[j]) >= hi)

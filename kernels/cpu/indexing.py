@@ -157,10 +157,15 @@ def channels_of_state(args, address, chunk, like):
 
 
 @njit(forceinline=True)
-def prefetch(tensor, chunk, step):
-    """Starts to load the chunk's channels at a later step."""
-    later = min(step + _PREFETCH_DISTANCE // chunk.count + 1, chunk.stop - 1)
-    first = _first_element(tensor, chunk, later)
+def prefetch_distance(chunk):
+    """How many steps before its use a step is prefetched. A division: once for a chunk."""
+    return _PREFETCH_DISTANCE // chunk.count + 1
+
+
+@njit(forceinline=True)
+def prefetch(tensor, chunk, step, distance):
+    """Starts to load the chunk's channels `distance` steps later, or at its last step."""
+    first = _first_element(tensor, chunk, min(step + distance, chunk.stop - 1))
     for j in range(0, chunk.count, _elements_of_cache_line(tensor.like)):
         _prefetch_cache_line(tensor.address, first + j, tensor.like)
 

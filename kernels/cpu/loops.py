@@ -53,6 +53,7 @@ from .indexing import (
     is_reset,
     load_or_zero,
     prefetch,
+    prefetch_distance,
     tasks_of_thread,
     zero_padding,
 )
@@ -73,9 +74,10 @@ def _run_forward(args, chunk, a, h, state, bias, lo, hi, tiny):
     """Computes h at the steps of a chunk; `state` is the state before them and then after them."""
     zero = type(tiny)(0)
     u = elements(args.u, chunk.channel, chunk.count, zero)
+    distance = prefetch_distance(chunk)
     for step in range(chunk.start, chunk.stop):
-        prefetch(a, chunk, step)
-        prefetch(h, chunk, step)
+        prefetch(a, chunk, step, distance)
+        prefetch(h, chunk, step, distance)
         if is_reset(args, chunk, step):
             state[: chunk.count] = zero
         a_t, h_t = channels_at(a, chunk, step), channels_at(h, chunk, step)
@@ -179,10 +181,11 @@ def _run_backward(args, chunk, grad_h, h, grad_a, buffers, lo, hi, tiny):
     u = elements(args.u, chunk.channel, n, zero)
     for j in range(n):
         sum_u[j], sum_bias[j] = zero, zero
+    distance = prefetch_distance(chunk)
     for step in range(chunk.start, chunk.stop):
-        prefetch(grad_h, chunk, step)
-        prefetch(h, chunk, step)
-        prefetch(grad_a, chunk, step)
+        prefetch(grad_h, chunk, step, distance)
+        prefetch(h, chunk, step, distance)
+        prefetch(grad_a, chunk, step, distance)
         g_t, h_t = channels_at(grad_h, chunk, step), channels_at(h, chunk, step)
         reset, is_first_in_time = is_reset(args, chunk, step), step == chunk.length - 1
         if args.is_tanh:
