@@ -184,7 +184,7 @@ def plot(
         neurons: how many neurons the activity shows.
 
     Returns:
-        The figure. A title says how many neurons have an infinite half-life, which is not drawn.
+        The figure. A title counts the neurons of infinite half-life, which no curve can show.
 
     Raises:
         TypeError: an argument is of another kind.

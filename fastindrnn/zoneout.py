@@ -1,4 +1,4 @@
-"""Zoneout: at a step drawn at random a neuron keeps its state. Krueger et al. 2017, 1606.01305.
+"""Zoneout: at randomly chosen steps a neuron keeps its state. Krueger et al. 2017, 1606.01305.
 
     training    h_t = h_{t-1} with probability p, else f(a_t + u * h_{t-1})
     evaluation  h_t = p * h_{t-1} + (1 - p) * f(a_t + u * h_{t-1})
