@@ -1,17 +1,19 @@
 """What is timed side by side: the recurrence alone, and layers that a user would pick instead.
 
-A candidate is a function of `Inputs` that makes what it needs and returns the call to time. What
-it raises becomes its row.
+A candidate makes a module for a number of features, and calls it with x (B, T, features). What it
+raises becomes its row.
 """
 
 import importlib.util
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, FORWARD, SCAN_BACKWARD, SCAN_FORWARD
+from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, SCAN_BACKWARD, SCAN_FORWARD, TRAINING
 from fastindrnn import IndRNN, IndRNNCell
 from fastindrnn.functional import indrnn, indrnn_scan
 
@@ -22,119 +24,47 @@ OURS = SCAN, LAYER, STEP, CELL, FUNCTION
 QUICK = *OURS, LINEAR, COPY, RELU  # take time in proportion to their tensors: never too long
 
 
+class Candidate(NamedTuple):
+    """call(make(features), x) is the output, or a tuple that begins with it."""
+
+    make: Callable[[int], nn.Module]
+    call: Callable[[Any, torch.Tensor], Any] = nn.Module.__call__
+
+
 def candidates(case, device):
-    """{name: candidate}, ours first."""
+    """{name: Candidate}, ours first."""
     if case.what in (SCAN_FORWARD, SCAN_BACKWARD):
-        return scans(case.what, device)
-    dtype, N = getattr(torch, case.dtype), case.sizes[2]
+        return {name: SCANS[name] for name in SCANS if name != SERIAL or device.type == "cuda"}
     if case.what in (CALL, CALL_WITH_GRADIENTS):
-        return {
-            name: lambda inputs, make=make, call=call: partial(call, make(N).to(device), inputs.x)
-            for name, (make, call) in ONE_STEP.items()
-        }
-    bind = Forward if case.what == FORWARD else TrainingStep
-    return {
-        name: lambda inputs, make=make: bind(make(N).to(device, dtype), inputs)
-        for name, make in (LAYERS | installed()).items()
-    }
+        return ONE_STEP
+    return {name: Candidate(make) for name, make in (LAYERS | installed()).items()}
 
 
-def scans(what, device):
-    """The recurrence beside a copy of its input and relu of it, which read and write as much."""
-    functions = {SCAN: lambda a, u: indrnn_scan(a, u)[0], RELU: lambda a, u: torch.relu(a)}
-    if device.type == "cuda":
-        from bench.speed.serial import SerialScan  # here, because Triton is for Linux
-
-        functions[SERIAL] = SerialScan.apply
-    bind = bind_scan_forward if what == SCAN_FORWARD else bind_scan_backward
-    made = {
-        name: lambda inputs, function=function: bind(function, inputs)
-        for name, function in functions.items()
-    }
-    return made | {COPY: lambda inputs: inputs.x.clone}
-
-
-def bind_scan_forward(function, inputs):
-    return torch.no_grad()(lambda: function(inputs.x, inputs.u))
-
-
-def bind_scan_backward(function, inputs):
-    leaves = [part.detach().requires_grad_() for part in (inputs.x, inputs.u)]
-    h = function(*leaves)
-    options = {"retain_graph": True, "allow_unused": True}
-    return lambda: torch.autograd.grad(h, leaves, inputs.grad, **options)
+def bind(what, candidate, module, inputs):
+    """The function to time, without arguments. What has no gradients runs without autograd, which
+    the caller turns off."""
+    if what == TRAINING or (what == SCAN_BACKWARD and candidate is not SCANS[COPY]):
+        return Gradients(module, inputs, once=what == SCAN_BACKWARD)
+    return partial(candidate.call, module, inputs.x)
 
 
 def output_of(result):
     return result[0] if isinstance(result, tuple) else result
 
 
-class Forward:
-    """Called, it returns a module's output, without what a backward needs."""
+class Gradients:
+    """Called, it returns a module's output, and the gradients of x and of all parameters. With
+    `once`, the output is computed here, and a call is the backward alone."""
 
-    def __init__(self, module, inputs):
-        self.module, self.x = module, inputs.x
-
-    @torch.no_grad()
-    def __call__(self):
-        return output_of(self.module(self.x))
-
-
-class TrainingStep:
-    """Called, it returns a module's output, and the gradients of x and of all parameters."""
-
-    def __init__(self, module, inputs):
+    def __init__(self, module, inputs, once=False):
         self.module, self.grad = module, inputs.grad
         self.leaves = [inputs.x.detach().requires_grad_(), *module.parameters()]
+        self.output = output_of(module(self.leaves[0])) if once else None
 
     def __call__(self):
-        output = output_of(self.module(self.leaves[0]))
-        grads = torch.autograd.grad(output, self.leaves, self.grad, allow_unused=True)
-        return output.detach(), grads
-
-
-class LoopRNN(nn.Module):
-    """An IndRNN in PyTorch's own operators: one product, then a loop over time."""
-
-    def __init__(self, features):
-        super().__init__()
-        self.input = nn.Linear(features, features)
-        self.u = nn.Parameter(torch.rand(features))
-
-    def forward(self, x):
-        a = self.input(x)
-        h, steps = torch.zeros_like(a[:, 0]), []
-        for a_t in a.unbind(1):
-            h = torch.relu(a_t + self.u * h)
-            steps.append(h)
-        return torch.stack(steps, 1)
-
-
-# From the number of features to a layer that takes (B, T, features) and returns as much, or a
-# tuple that begins with that.
-LAYERS = {
-    LAYER: lambda N: IndRNN(N, N, batch_first=True),
-    LINEAR: lambda N: nn.Linear(N, N),
-    RNN: lambda N: nn.RNN(N, N, nonlinearity="relu", batch_first=True),
-    GRU: lambda N: nn.GRU(N, N, batch_first=True),
-    LSTM: lambda N: nn.LSTM(N, N, batch_first=True),
-    LOOP: LoopRNN,
-}
-
-
-def call_indrnn(rnn, x):
-    return indrnn(x, rnn.weight_ih_l0, rnn.bias_ih_l0, rnn.weight_hh_l0)[0]
-
-
-# One time step of one sequence is Python, dispatcher and launch, and little else: a module for a
-# number of features, and a call of it with x (1, 1, features).
-ONE_STEP = {
-    LAYER: (LAYERS[LAYER], lambda rnn, x: rnn(x)[0]),
-    STEP: (LAYERS[LAYER], lambda rnn, x: rnn.step(x[0])[0]),
-    CELL: (lambda N: IndRNNCell(N, N), lambda cell, x: cell(x[0])),
-    FUNCTION: (LAYERS[LAYER], call_indrnn),
-    PLAIN: (LAYERS[LINEAR], lambda linear, x: torch.relu(linear(x))),
-}
+        h = self.output if self.output is not None else output_of(self.module(self.leaves[0]))
+        options = {"retain_graph": self.output is not None, "allow_unused": True}
+        return h.detach(), torch.autograd.grad(h, self.leaves, self.grad, **options)
 
 
 class Layer(nn.Module):
@@ -146,6 +76,68 @@ class Layer(nn.Module):
 
     def forward(self, x):
         return self.function(x, *self.parts)
+
+
+class Scan(nn.Module):
+    """A function of what arrives at the neurons (B, T, N) and of their recurrent weights (N,), which
+    are called as those of `IndRNN`."""
+
+    def __init__(self, function, features):
+        super().__init__()
+        self.function = function
+        self.weight_hh_l0 = nn.Parameter(torch.rand(features))
+
+    def forward(self, a):
+        return self.function(a, self.weight_hh_l0)
+
+
+def loop(a, u):
+    """An IndRNN in PyTorch's own operators."""
+    h, steps = torch.zeros_like(a[:, 0]), []
+    for a_t in a.unbind(1):
+        h = torch.relu(a_t + u * h)
+        steps.append(h)
+    return torch.stack(steps, 1)
+
+
+def serial_scan(a, u):
+    from bench.speed.serial import SerialScan  # here, because Triton is for Linux
+
+    return SerialScan.apply(a, u)
+
+
+# A copy of the input and relu of it read and write as much as the recurrence.
+SCANS = {
+    name: Candidate(partial(Scan, function))
+    for name, function in {
+        SCAN: lambda a, u: indrnn_scan(a, u)[0],
+        RELU: lambda a, u: torch.relu(a),
+        SERIAL: serial_scan,
+        COPY: lambda a, u: a.clone(),
+    }.items()
+}
+LAYERS = {
+    LAYER: lambda N: IndRNN(N, N, batch_first=True),
+    LINEAR: lambda N: nn.Linear(N, N),
+    RNN: lambda N: nn.RNN(N, N, nonlinearity="relu", batch_first=True),
+    GRU: lambda N: nn.GRU(N, N, batch_first=True),
+    LSTM: lambda N: nn.LSTM(N, N, batch_first=True),
+    LOOP: lambda N: nn.Sequential(nn.Linear(N, N), Scan(loop, N)),
+}
+
+
+def call_indrnn(rnn, x):
+    return indrnn(x, rnn.weight_ih_l0, rnn.bias_ih_l0, rnn.weight_hh_l0)
+
+
+# One time step of one sequence is Python, dispatcher and launch, and little else.
+ONE_STEP = {
+    LAYER: Candidate(LAYERS[LAYER]),
+    STEP: Candidate(LAYERS[LAYER], lambda rnn, x: rnn.step(x[0])),
+    CELL: Candidate(lambda N: IndRNNCell(N, N), lambda cell, x: cell(x[0])),
+    FUNCTION: Candidate(LAYERS[LAYER], call_indrnn),
+    PLAIN: Candidate(LAYERS[LINEAR], lambda linear, x: torch.relu(linear(x))),
+}
 
 
 def accelerated_scan(features):

@@ -43,25 +43,22 @@ class Case(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """x, the input of a layer or of the recurrence alone (B, T, N); the gradient that arrives at
-    the output (B, T, N); u (N,)."""
+    """x, the input of a layer or of the recurrence alone, and the gradient that arrives at the
+    output; (B, T, N)."""
 
     x: Tensor
     grad: Tensor
-    u: Tensor
 
     @classmethod
     def draw(cls, sizes, dtype, device):
-        """Normal x and gradient, u from U(0, 1), always the same."""
+        """Normal numbers, always the same."""
         generator = torch.Generator(device).manual_seed(0)
         options = {"dtype": dtype, "device": device, "generator": generator}
-        x, grad = (torch.randn(*sizes, **options) for _ in range(2))
-        return cls(x, grad, torch.rand(sizes[-1], **options))
+        return cls(*(torch.randn(*sizes, **options) for _ in range(2)))
 
     def head(self, steps):
         """The first time steps alone."""
-        x, grad = (part[:, :steps].contiguous() for part in (self.x, self.grad))
-        return Inputs(x, grad, self.u)
+        return Inputs(*(part[:, :steps].contiguous() for part in self))
 
 
 def plan(sizes, dtypes):

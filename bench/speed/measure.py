@@ -13,9 +13,9 @@ import torch
 from torch.utils.benchmark import Timer
 
 from bench.environment import give_back_freed_memory
-from bench.speed.candidates import QUICK, TrainingStep, candidates
-from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, Inputs
-from bench.speed.checks import Wrong, check_ours
+from bench.speed.candidates import OURS, QUICK, bind, candidates
+from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, SCAN_BACKWARD, TRAINING, Inputs
+from bench.speed.checks import Wrong, check
 
 LEAST_ROUNDS = 5
 CALLS = 200  # of a sample of a call that takes microseconds
@@ -86,7 +86,7 @@ def interleave(functions, rounds, clock, seconds=math.inf):
 
 
 def held_bytes(step):
-    """The most bytes that a `TrainingStep` holds, beside its input and its parameters.
+    """The most bytes that a training step (`Gradients`) holds, beside its input and its parameters.
 
     GPU: the most that PyTorch had allocated, less what it had before. CPU: what autograd saved for
     the backward, each storage once, and the output; gradients come on top.
@@ -151,28 +151,24 @@ def measure(cases, device, clock, *, rounds, seconds, limit):
     sizes, dtype = cases[0].sizes, getattr(torch, cases[0].dtype)
     give_back_freed_memory()
     needed = 8 * math.prod(sizes) * dtype.itemsize  # x, its gradient and what is made of them
-    if needed > free_bytes(device):
-        too_large = Skipped(f"needs about {needed / 1e9:.0f} GB of memory")
-        for case in cases:
-            yield rows_of(case, dict.fromkeys(candidates(case, device), too_large))
-        return
-    inputs = Inputs.draw(sizes, dtype, device)
+    inputs = Inputs.draw(sizes, dtype, device) if needed <= free_bytes(device) else None
     for case in cases:
-        is_call = case.what in (CALL, CALL_WITH_GRADIENTS)
         results, functions, held = {}, {}, {}
-        with torch.set_grad_enabled(case.what != CALL):
-            for name, bind in candidates(case, device).items():
+        with torch.set_grad_enabled(case.what in (TRAINING, SCAN_BACKWARD, CALL_WITH_GRADIENTS)):
+            for name, candidate in candidates(case, device).items():
                 results[name] = []
                 try:
-                    function = admit(case, name, bind, inputs, clock, limit)
-                    if isinstance(function, TrainingStep):
+                    if inputs is None:
+                        raise Skipped(f"needs about {needed / 1e9:.0f} GB of memory")
+                    function = admit(case, name, candidate, inputs, clock, limit)
+                    if case.what == TRAINING:
                         held[name] = held_bytes(function)
                     else:
                         clock(function)  # warms up
                     functions[name] = function
                 except Exception as error:  # whatever other people's code may raise
                     results[name] = error.with_traceback(None)  # which would keep its tensors
-            timer = time_of_call if is_call else clock
+            timer = time_of_call if case.what in (CALL, CALL_WITH_GRADIENTS) else clock
             results |= interleave(functions, rounds, timer, seconds)
         yield rows_of(case, results, held)
         del functions
@@ -181,17 +177,19 @@ def measure(cases, device, clock, *, rounds, seconds, limit):
             torch.cuda.empty_cache()
 
 
-def admit(case, name, bind, inputs, clock, limit):
+def admit(case, name, candidate, inputs, clock, limit):
     """The function to time. Ours is checked; of somebody else's layer a call with a 32nd of the
     time steps comes first, so that nothing is called that takes much longer than `limit` seconds.
     """
+    torch.manual_seed(0)
+    module = candidate.make(case.sizes[2]).to(inputs.x)
     if name not in QUICK:
         steps = max(1, case.sizes[1] // 32)
-        function = bind(inputs.head(steps))
+        function = bind(case.what, candidate, module, inputs.head(steps))
         clock(function)  # may compile something
         if clock(function) * case.sizes[1] / steps > limit:
             raise Skipped(f"a call takes more than {limit:g} s")
-    torch.manual_seed(0)
-    function = bind(inputs)
-    check_ours(case, name, function, inputs)
+    function = bind(case.what, candidate, module, inputs)
+    if name in OURS:
+        check(module, function, inputs)
     return function
