@@ -79,7 +79,7 @@ class Layer(nn.Module):
 
 
 class Scan(nn.Module):
-    """A function of what arrives at the neurons (B, T, N) and of their recurrent weights (N,), which
+    """A function of what arrives at neurons (B, T, N) and of their recurrent weights (N,), which
     are called as those of `IndRNN`."""
 
     def __init__(self, function, features):

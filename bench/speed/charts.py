@@ -1,5 +1,7 @@
-"""The two charts of measured speed: a training step's time against T, and the memory it holds."""
+"""The two charts of measured speed: a training step's time against T, and the memory it holds. Of
+each its figures, a sentence and an alternative text on them, and how they are drawn."""
 
+import math
 import statistics
 
 import matplotlib
@@ -7,8 +9,9 @@ from matplotlib.figure import Figure
 
 from bench.environment import write_figure
 from bench.speed import cases
-from bench.speed.candidates import LAYER
-from bench.speed.report import CHARTS, by_case, quartiles, span
+from bench.speed.candidates import LAYER, LSTM
+from bench.speed.cases import DTYPES, TRAINING
+from bench.speed.rows import by_case, number, quartiles, ratio, span
 
 SETTINGS = {"svg.hashsalt": "fastindrnn", "svg.fonttype": "none", "font.size": 9}
 GAP = 11  # points between two labels at least
@@ -18,26 +21,67 @@ def draw(path, content):
     """Writes path's stem-NAME.svg for each chart that there are figures for, and yields the paths.
     The same JSON gives the same bytes."""
     found = by_case(content["rows"])
-    for name, fill in (("time", fill_time), ("memory", fill_memory)):
-        shown = CHARTS[name][0](found)
-        if not shown:
+    for name, (of, _, fill) in CHARTS.items():
+        series = of(found)
+        if not series:
             continue
-        target = path.with_name(f"{path.stem}-{name}.svg")
         with matplotlib.rc_context(SETTINGS):
             figure = Figure(figsize=(9, 4), layout="constrained")
-            names = list(dict.fromkeys(n for lines in shown.values() for n in lines))
+            figure.suptitle(content["environment"]["device_name"])
+            names = dict.fromkeys(name for lines in series.values() for name in lines)
             colors = {name: f"C{index % 10}" for index, name in enumerate(names)}
-            panels = figure.subplots(
-                1, len(shown), squeeze=False, sharex=name == "memory", sharey=True
-            )[0]
-            for axes, (dtype, lines) in zip(panels, shown.items(), strict=True):
+            shared = {"sharex": name == "memory", "sharey": True}
+            panels = figure.subplots(1, len(series), squeeze=False, **shared)[0]
+            for axes, (dtype, lines) in zip(panels, series.items(), strict=True):
                 fill(axes, lines, colors)
                 axes.set_title(dtype)
                 axes.label_outer()
                 axes.spines[["top", "right"]].set_visible(False)
-            figure.suptitle(content["environment"]["device_name"])
+            target = path.with_name(f"{path.stem}-{name}.svg")
             write_figure(target, figure, metadata={"Date": None})
         yield target
+
+
+def by_dtype(values):
+    """'4.8 (float32) and 7.4 (bfloat16) times', of {dtype: value}."""
+    return " and ".join(f"{number(x)} ({dtype})" for dtype, x in values.items()) + " times"
+
+
+def time_series(found):
+    """{dtype: {name: {T: row}}} of training steps at shapes that differ in T alone; of dtypes in
+    which ours was measured at several."""
+    B, _, N = cases.MORE_STEPS[0]
+    series = {dtype: {} for dtype in DTYPES}
+    for case in sorted(found):
+        if case.what == TRAINING and (case.sizes[0], case.sizes[2]) == (B, N):
+            for name, row in found[case].items():
+                if "ms" in row:
+                    series[case.dtype].setdefault(name, {})[case.sizes[1]] = row
+    return {dtype: lines for dtype, lines in series.items() if len(lines.get(LAYER, ())) > 1}
+
+
+def describe_time(series):
+    (B, _, N), sentence, order = cases.MORE_STEPS[0], "", []
+
+    def at(dtype, T):
+        return {name: points[T] for name, points in series[dtype].items() if T in points}
+
+    steps = [set(lines[LAYER]) & set(lines.get(LSTM, ())) for lines in series.values()]
+    if common := set.intersection(*steps):
+        T = max(common)
+        times = by_dtype({dtype: ratio(at(dtype, T), LSTM, LAYER) for dtype in series})
+        sentence = (
+            f"At T = {T:,} a training step of `{LSTM}` takes {times} as long as one of `{LAYER}`."
+        )
+    for dtype, lines in series.items():
+        rows = at(dtype, T := max(lines[LAYER]))
+        ends = sorted((ratio(rows, name, LAYER), name) for name in rows)
+        shown = ", ".join(f"{name} {number(times)}" for times, name in ends)
+        order.append(f"In {dtype} at T = {T:,}, from the lowest line up: {shown}.")
+    return sentence, (
+        f"Line charts, both axes logarithmic: the time of a training step against the number of "
+        f"time steps T, for B = {B}, N = {N}. Times are multiples of {LAYER}'s. {' '.join(order)}"
+    )
 
 
 def fill_time(axes, lines, colors):
@@ -77,6 +121,31 @@ def label_ends(axes, labels, colors):
         axes.annotate(name, (x, y), xytext=(side, height - at), **options)
 
 
+def memory(found):
+    """{dtype: {name: [for each shape the bytes that a training step holds, in units of x's]}}"""
+    series = {dtype: {} for dtype in DTYPES}
+    for case, rows in found.items():
+        size = math.prod(case.sizes) * DTYPES[case.dtype].itemsize
+        for name, row in rows.items():
+            if "bytes" in row:
+                series[case.dtype].setdefault(name, []).append(row["bytes"] / size)
+    return {dtype: lines for dtype, lines in series.items() if LAYER in lines}
+
+
+def describe_memory(series):
+    middle = {d: {n: statistics.median(x) for n, x in lines.items()} for d, lines in series.items()}
+    times = {dtype: held[LSTM] / held[LAYER] for dtype, held in middle.items() if LSTM in held}
+    sentence = (
+        f"A training step of `{LSTM}` holds {by_dtype(times)} as much memory as one of `{LAYER}`."
+    )
+    ends = [
+        f"In {dtype}: {', '.join(f'{name} {span(held)}' for name, held in lines.items())}."
+        for dtype, lines in series.items()
+    ]
+    alt = f"Bar charts: bytes that a training step holds, as multiples of x's. {' '.join(ends)}"
+    return sentence if times else "", alt
+
+
 def fill_memory(axes, lines, colors):
     """A bar for each layer, with its name and figure at the end."""
     for place, (name, held) in enumerate(lines.items()):
@@ -86,3 +155,9 @@ def fill_memory(axes, lines, colors):
     axes.set(yticks=[], ylim=(len(lines) - 0.4, -0.6))
     axes.set(xlabel="bytes held in a training step / bytes of its input x")
     axes.margins(x=0.5)
+
+
+CHARTS = {
+    "time": (time_series, describe_time, fill_time),
+    "memory": (memory, describe_memory, fill_memory),
+}

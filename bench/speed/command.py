@@ -15,9 +15,10 @@ import torch
 
 from bench import arguments
 from bench.environment import describe, keep_freed_memory, write
-from bench.speed import cases, report
+from bench.speed import cases
 from bench.speed.candidates import OURS, PACKAGES
 from bench.speed.measure import LEAST_ROUNDS, Clock, measure
+from bench.speed.rows import FORMAT, lines, word
 
 SECONDS = 1.0  # of a case, for its rounds beyond the least; on a GPU a third of it
 
@@ -58,7 +59,7 @@ def run(args):
     print("median of the rounds [quartiles]; times as long as the first, within each round")
     content = {
         "benchmark": "speed",
-        "format": report.FORMAT,
+        "format": FORMAT,
         "complete": False,
         "limit": args.limit,
         "environment": environment,
@@ -68,7 +69,7 @@ def run(args):
         for rows in everything(args, device):
             content["rows"] += rows
             write_rows(out, content)
-            print("\n".join(report.lines(rows)))
+            print("\n".join(lines(rows)))
         content["complete"] = True
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -76,7 +77,7 @@ def run(args):
     print(f"\nwritten: {out}")
     failed = [r for r in content["rows"] if "wrong" in r or (r["name"] in OURS and "error" in r)]
     for row in failed:
-        print(f"{row['dtype']}, {row['what']}: {row['name']}: {report.word(row)}", file=sys.stderr)
+        print(f"{row['dtype']}, {row['what']}: {row['name']}: {word(row)}", file=sys.stderr)
     return 130 if not content["complete"] else 1 if failed else 0
 
 

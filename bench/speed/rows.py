@@ -1,0 +1,63 @@
+"""Figures of the rows that `python -m bench speed` measures, and how they are shown."""
+
+import math
+import statistics
+
+from bench.speed.cases import Case
+
+FORMAT = 3  # of the JSON
+
+
+def by_case(rows):
+    """{case: {name: row}}. A row is what became of one candidate in one case."""
+    found = {}
+    for row in rows:
+        case = Case((row["B"], row["T"], row["N"]), row["dtype"], row["what"])
+        found.setdefault(case, {})[row["name"]] = row
+    return found
+
+
+def quartiles(values):
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def ratio(rows, name, below):
+    """How many times as long as `below` a candidate took: the median of the rounds; None without
+    figures."""
+    above, below = (rows.get(each, {}).get("ms") for each in (name, below))
+    if not (above and below):
+        return None
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def number(value):
+    """Three digits, in full."""
+    digits = max(2 - math.floor(math.log10(value)), 0) if value else 0
+    shown = f"{value:,.{digits}f}"
+    return shown.rstrip("0").rstrip(".") if digits else shown
+
+
+def span(values):
+    """'1.2 to 3.4', or one number."""
+    ends = dict.fromkeys(number(value) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def word(row):
+    """Why a row has no figures; None where it has some."""
+    return next((row[key] for key in ("skipped", "wrong", "error") if key in row), None)
+
+
+def lines(rows):
+    """One case for the terminal: median, quartiles, ratio to the first row, memory; or a word."""
+    ((case, found),) = by_case(rows).items()
+    first = next(iter(found))
+    yield f"\n{case}"
+    for name, row in found.items():
+        shown = word(row)
+        if "ms" in row:
+            low, median, high = map(number, quartiles(row["ms"]))
+            times = "" if name == first else f"{number(ratio(found, name, first) or 1)} x"
+            memory = f"{number(row['bytes'] / 1e6)} MB" if "bytes" in row else ""
+            shown = f"{median:>9} ms  {f'[{low}, {high}]':<20}{times:>10}  {memory}"
+        yield f"  {name:<18}{shown}".rstrip()
