@@ -1,7 +1,9 @@
-"""What the speed measurements compare with: the serial kernel, and layers of other packages."""
+"""What the speed measurements compare: what a candidate computes, and that ours are checked."""
 
+import itertools
 import sys
 import types
+from functools import partial
 
 import emulator
 import pytest
@@ -12,33 +14,33 @@ from scan_cases import Case, gradients_by_formula, inputs
 from tolerance import assert_close_to_reference
 from torch import nn
 
-from bench.speed import candidates
-from bench.speed.candidates import LAYER, LAYERS, LOOP, TrainingStep
+from bench.speed import candidates, checks
+from bench.speed.candidates import LAYER, LAYERS, LOOP, Gradients
 from bench.speed.cases import Inputs
+from fastindrnn import IndRNN
 from fastindrnn.kernels import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-cases = st.builds(
-    Case,
-    B=st.sampled_from([1, 2, 5]),
-    T=st.integers(1, 20),
-    N=st.one_of(st.integers(1, 70), st.just(300)),  # one block, and no whole number of blocks
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    seed=st.integers(0, 2**31),
-)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.triton
 @emulator.examples(30)
-@given(cases)
+@given(
+    st.builds(
+        Case,
+        B=st.sampled_from([1, 2, 5]),
+        T=st.integers(1, 20),
+        N=st.one_of(st.integers(1, 70), st.just(300)),  # one block, and no whole number of blocks
+        dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+        seed=st.integers(0, 2**31),
+    )
+)
 def test_serial_kernel_against_reference(case):
     pytest.importorskip("triton", reason="Triton is for Linux")
-    from bench.speed.serial import SerialScan
-
     (a, u, _, _), (grad_h, _) = inputs(case)
     leaves = [part.to(DEVICE).requires_grad_() for part in (a, u)]
-    h = SerialScan.apply(*leaves)
+    h = candidates.serial_scan(*leaves)
     actual = torch.autograd.grad(h, leaves, grad_h.to(DEVICE))
     h = h.detach().cpu()
     expected, _ = reference.scan(a.double(), u.double())
@@ -52,101 +54,131 @@ def test_serial_kernel_against_reference(case):
         assert_close_to_reference(three[0].cpu(), *three[1:], what=what)
 
 
-@pytest.fixture
-def install(monkeypatch):
-    """Puts a module of this name and these functions where an import finds it."""
-
-    def write(name, **functions):
-        module = types.ModuleType(name)
-        vars(module).update(functions)
-        for parent in (name[:i] for i, letter in enumerate(name) if letter == "."):
-            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
-        monkeypatch.setitem(sys.modules, name, module)
-
-    return write
-
-
-def linear_recurrence(gate, token, time):
+def linear_recurrence(gate, token, time=1):
     """h_t = gate_t * h_{t-1} + token_t along a dimension."""
-    rows, h = [], 0
+    states, h = [], 0
     for g, x in zip(gate.unbind(time), token.unbind(time), strict=True):
         h = g * h + x
-        rows.append(h)
-    return torch.stack(rows, time)
+        states.append(h)
+    return torch.stack(states, time)
 
 
-def test_accelerated_scan_gets_its_shapes(install):
-    def scan(forget, inputs):  # (B, C, T)
-        assert forget.is_contiguous()
-        assert inputs.is_contiguous()
-        return linear_recurrence(forget, inputs, 2)
-
-    install("accelerated_scan.scalar", scan=scan)
-    x, layer = torch.randn(2, 9, 64), candidates.accelerated_scan(64)
-    token, gate = (part(x) for part in layer.parts)
-    torch.testing.assert_close(layer(x), linear_recurrence(gate.sigmoid(), token, 1))
+def contiguous_scan(forget, tokens):  # (B, C, T)
+    assert forget.is_contiguous()
+    assert tokens.is_contiguous()
+    return linear_recurrence(forget, tokens, time=2)
 
 
-def test_hgrn_gets_the_logarithm_of_its_gate(install):
-    def chunk_hgrn(x, g):  # (B, T, D)
-        return linear_recurrence(g.exp(), x, 1), None
-
-    install("fla.ops.hgrn", chunk_hgrn=chunk_hgrn)
-    x, layer = torch.randn(2, 9, 64), candidates.hgrn(64)
-    product, gate = (part(x) for part in layer.parts)
-    f = gate.sigmoid()
-    torch.testing.assert_close(layer(x), linear_recurrence(f, (1 - f) * product, 1))
+def flashrnn(Wx, R, b, function, backend, dtype):  # B T G N D, G N D D, G N D
+    assert (function, backend, dtype) == ("elman", "cuda_fused", "float32")
+    heads, head = Wx.shape[3:]
+    assert (R.shape, b.shape) == ((1, heads, head, head), (1, heads, head))
+    states = Wx.movedim(2, 0).cumsum(2)  # S B T N D
+    return states, states[:, :, -1:]
 
 
-@pytest.mark.parametrize(("features", "heads"), [(128, 2), (200, 25)])
-def test_flashrnn_gets_its_shapes(install, features, heads):
-    def flashrnn(Wx, R, b, function, backend, dtype):  # B T G N D, G N D D, G N D
-        assert (function, backend, dtype) == ("elman", "cuda_fused", "float32")
-        head = features // heads
-        assert Wx.shape == (2, 9, 1, heads, head)
-        assert R.shape == (1, heads, head, head)
-        assert b.shape == (1, heads, head)
-        states = Wx.movedim(2, 0).cumsum(2)  # S B T N D
-        return states, states[:, :, -1:]
+class SRU(nn.Linear):
+    def __init__(self, input_size, hidden_size, num_layers):
+        super().__init__(input_size, hidden_size)
 
-    install("flashrnn", flashrnn=flashrnn)
-    x, layer = torch.randn(2, 9, features), candidates.flashrnn(features)
-    torch.testing.assert_close(layer(x), layer.parts[0](x).cumsum(1))
+    def forward(self, x):
+        return super().forward(x).cumsum(0), None  # time is the first dimension
 
 
-def test_sru_gets_time_first(install):
-    class SRU(nn.Linear):
-        def __init__(self, input_size, hidden_size, num_layers):
-            super().__init__(input_size, hidden_size)
+PEERS = {  # a function that stands for the package's, and what the layer is to make of its parts
+    "accelerated_scan.scalar": (
+        candidates.accelerated_scan,
+        {"scan": contiguous_scan},
+        lambda x, token, gate: linear_recurrence(gate(x).sigmoid(), token(x)),
+    ),
+    "fla.ops.hgrn": (
+        candidates.hgrn,
+        {"chunk_hgrn": lambda x, g: (linear_recurrence(g.exp(), x), None)},
+        lambda x, i, f: linear_recurrence(f(x).sigmoid(), (1 - f(x).sigmoid()) * i(x)),
+    ),
+    "flashrnn": (candidates.flashrnn, {"flashrnn": flashrnn}, lambda x, W, R: W(x).cumsum(1)),
+    "sru": (candidates.sru, {"SRU": SRU}, lambda x, sru: nn.Linear.forward(sru, x).cumsum(1)),
+}
 
-        def forward(self, x):
-            return super().forward(x).cumsum(0), None  # time is the first dimension
 
-    install("sru", SRU=SRU)
-    x, layer = torch.randn(2, 7, 5), candidates.sru(5)
-    (sru,) = layer.parts
-    torch.testing.assert_close(layer(x), sru(x.transpose(0, 1))[0].transpose(0, 1))
-
-
-def test_the_loop_is_an_indrnn():
-    inputs = Inputs.draw((2, 9, 5), torch.float32, "cpu")
-    loop, rnn = LAYERS[LOOP](5), LAYERS[LAYER](5)
-    parameters = loop.u, loop.input.weight, loop.input.bias
-    names = "weight_hh_l0", "weight_ih_l0", "bias_ih_l0"
-    with torch.no_grad():
-        for name, parameter in zip(names, parameters, strict=True):
-            getattr(rnn, name).copy_(parameter)
-    step = TrainingStep(loop, inputs)
-    step.leaves[1:] = parameters
-    h, grads = step()
-    step = TrainingStep(rnn, inputs)
-    step.leaves[1:] = [getattr(rnn, name) for name in names]
-    expected, expected_grads = step()
-    torch.testing.assert_close(h, expected)
-    torch.testing.assert_close(grads, expected_grads)
+@pytest.mark.parametrize("name", PEERS)
+def test_functions_of_other_packages_get_what_they_take(name, monkeypatch):
+    make, functions, expected = PEERS[name]
+    module = types.ModuleType(name)
+    vars(module).update(functions)
+    for parent in itertools.accumulate(name.split("."), "{}.{}".format):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    monkeypatch.setitem(sys.modules, name, module)
+    x, layer = torch.randn(2, 9, 200), make(200)
+    torch.testing.assert_close(layer(x), expected(x, *layer.parts))
 
 
 def test_of_other_packages_those_installed_are_candidates(monkeypatch):
     found = {"sru", "minGRU_pytorch"}
     monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: name in found or None)
     assert list(candidates.installed()) == ["sru", "minGRU-pytorch"]
+
+
+class WrongLayer(IndRNN):
+    """Right but for one thing."""
+
+    wrong = None
+
+    def forward(self, x):
+        h, h_n = super().forward(x)
+        if self.wrong is None:
+            return h, h_n
+        if self.wrong == "h":
+            return torch.cat([h[:, :-1], h[:, -1:] * 2], 1), h_n
+        parameter = dict(self.named_parameters(), x=x)[self.wrong]
+        extra = parameter.sum() * h.detach().mean()
+        return h + (extra - extra.detach()), h_n
+
+
+def wrong_scan(wrong, a, u):
+    """`indrnn_scan` with a mistake in one thing."""
+    h, _ = candidates.indrnn_scan(a, u.detach() + 0.99 * (u - u.detach()) if wrong == "u" else u)
+    if wrong == "x":
+        h = h + 0.01 * (h - h.detach())
+    return torch.cat([h[:, :-1], h[:, -1:] * 1.001], 1) if wrong == "h" else h
+
+
+@pytest.mark.parametrize("steps", [30, 700])
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("h", "h"), ("x", "gradient of a"), ("u", "gradient of u")]
+)
+def test_a_wrong_recurrence_is_found(wrong, said, steps):
+    data = Inputs.draw((2, steps, 8), torch.float32, "cpu")
+    right, faulty = (candidates.Scan(partial(wrong_scan, what), 8) for what in (None, wrong))
+    checks.check(right, Gradients(right, data, once=True), data)
+    with pytest.raises(checks.Wrong, match=rf"^{said} is off by .*, allowed .*: not timed"):
+        checks.check(faulty, Gradients(faulty, data, once=True), data)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("h", "h"),
+        ("x", "gradient of x"),
+        ("weight_ih_l0", "gradient of W"),
+        ("bias_ih_l0", "gradient of b"),
+        ("weight_hh_l0", "gradient of u"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_layer_is_found(wrong, said, dtype):
+    torch.manual_seed(0)
+    data = Inputs.draw((2, 190, 8), dtype, "cpu")
+    rnn = WrongLayer(8, 8, batch_first=True, dtype=dtype)
+    checks.check(rnn, Gradients(rnn, data), data)
+    rnn.wrong = wrong
+    with pytest.raises(checks.Wrong, match=f"^{said} is off by"):
+        checks.check(rnn, Gradients(rnn, data), data)
+
+
+def test_the_loop_is_an_indrnn():
+    data, linear, scan = Inputs.draw((2, 9, 5), torch.float32, "cpu"), *LAYERS[LOOP](5)
+    rnn = LAYERS[LAYER](5)
+    rnn.weight_ih_l0, rnn.bias_ih_l0 = linear.weight, linear.bias
+    rnn.weight_hh_l0 = scan.weight_hh_l0
+    torch.testing.assert_close(nn.Sequential(linear, scan)(data.x), rnn(data.x)[0])

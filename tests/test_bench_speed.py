@@ -1,19 +1,23 @@
-"""python -m bench speed: what is checked, timed, skipped, written and drawn."""
+"""python -m bench speed and report: what is timed, skipped, written and drawn."""
 
+import itertools
 import json
+import re
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
-from bench_command import run
+from bench_command import refusal, run
 from torch import nn
 
-from bench.speed import candidates, cases, checks, command, measure, report
-from bench.speed.candidates import COPY, LAYER, LAYERS, LINEAR, LSTM, PLAIN, SCAN, TrainingStep
-from bench.speed.cases import CALL, FORWARD, SCAN_FORWARD, TRAINING, Case, Inputs
+from bench.arguments import UserError
+from bench.speed import candidates, cases, command, measure, report, rows
+from bench.speed.candidates import COPY, FUNCTION, LAYER, LAYERS, LINEAR, LSTM, SCAN, Gradients
+from bench.speed.cases import CALL, DTYPES, FORWARD, SCAN_FORWARD, TRAINING, Case, Inputs
 from fastindrnn import IndRNN
 
-CPU = torch.device("cpu")
+ROOT, CPU = Path(__file__).parent.parent, torch.device("cpu")
 SIZES = [(3, 70, 5), (2, 1, 3)]
 TINY = ["--device", "cpu", "--rounds", "5", "--limit", "1000"]
 
@@ -27,6 +31,39 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def measured(what, clock=None, sizes=(3, 70, 8), limit=1000):
+    """{name: row} of one case."""
+    case, clock = Case(sizes, "float32", what), clock or measure.Clock(CPU)
+    (found,) = measure.measure([case], CPU, clock, rounds=5, seconds=1, limit=limit)
+    return {row["name"]: row for row in found}
+
+
+class Wrong(IndRNN):
+    def forward(self, x):
+        return tuple(1.1 * part for part in super().forward(x))
+
+
+def test_what_is_ours_and_wrong_is_not_timed(tmp_path, monkeypatch):
+    for name in ("indrnn_scan", "indrnn"):
+        right = getattr(candidates, name)
+        wrong = lambda *args, right=right: 1.1 * right(*args)[0]
+        monkeypatch.setattr(candidates, name, wrong)
+    monkeypatch.setitem(LAYERS, LAYER, lambda N: Wrong(N, N, batch_first=True))
+    out, small = tmp_path / "a.json", ["--sizes", "2x5x3", "--dtypes", "float32"]
+    _, said = run("speed", *TINY, *small, "--out", out, status=1)
+    assert "float32, scan forward: indrnn_scan: h is off by " in said
+    found = {(row["what"], row["name"]): row for row in report.load(out)["rows"]}
+    for row in (
+        found[SCAN_FORWARD, SCAN],
+        found[FORWARD, LAYER],
+        measured(CALL, sizes=(1, 1, 8))[FUNCTION],
+    ):
+        assert row["wrong"].startswith("h is off by ")
+        assert "ms" not in row
+    assert found[SCAN_FORWARD, COPY]["ms"]
+    assert found[FORWARD, LINEAR]["ms"]
+
+
 class Broken(nn.Linear):
     """Raises where it is trained."""
 
@@ -38,7 +75,8 @@ class Broken(nn.Linear):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """A whole run at tiny sizes with a layer that raises: its JSON, what it wrote and printed."""
+    """A whole run at tiny sizes with a layer that raises: its JSON, its rows, what it printed, and
+    the page that it gives."""
     out = tmp_path_factory.mktemp("speed") / "speed-cpu.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "SIZES", SIZES)
@@ -46,22 +84,16 @@ def result(tmp_path_factory):
         patch.setattr(measure, "CALLS", 2)
         patch.setitem(LAYERS, "broken", lambda N: Broken(N, N))
         output, _ = run("speed", *TINY, "--out", out)
-        page = out.with_name("README.md")
-        page.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nbehind\n")
-        drawn = []
-        for _ in range(2):
-            run("report", out, "--readme", page)
-            drawn.append([path.read_bytes() for path in sorted(out.parent.glob("*.svg"))])
-    assert drawn[0] == drawn[1], "the same JSON gives the same bytes"
-    return out, json.loads(out.read_text()), output
+        page, _ = run("report", out)
+    content = json.loads(out.read_text())
+    return content, rows.by_case(content["rows"]), output, page
 
 
 def test_a_run_measures_everything(result):
-    _, content, output = result
+    content, found, output, _ = result
     assert content["complete"]
     assert content["environment"]["versions"]["torch"] == torch.__version__
-    found = report.by_case(content["rows"])
-    for dtype in cases.DTYPES:
+    for dtype in DTYPES:
         for sizes in SIZES:
             assert COPY in found[Case(sizes, dtype, SCAN_FORWARD)]
             for what in (FORWARD, TRAINING):
@@ -77,24 +109,18 @@ def test_a_run_measures_everything(result):
 
 
 def test_what_raises_is_a_row_and_the_run_goes_on(result):
-    out, content, output = result
-    rows = [r for r in content["rows"] if (r["name"], r["what"]) == ("broken", TRAINING)]
-    assert len(rows) == 6, "two dtypes at three shapes"
-    assert {row["error"] for row in rows} == {"RuntimeError: could not create a primitive"}
+    content, _, output, page = result
+    raised = [r for r in content["rows"] if (r["name"], r["what"]) == ("broken", TRAINING)]
+    assert len(raised) == 6, "two dtypes at three shapes"
+    assert {row["error"] for row in raised} == {"RuntimeError: could not create a primitive"}
     assert "  broken            RuntimeError: could not create a primitive\n" in output
-    page = out.with_name("README.md").read_text()
     assert "`broken`, bfloat16, training step: RuntimeError: could not create a primitive" in page
     assert "| error / error |" in page
 
 
 def test_the_report_shows_the_figures_of_the_json(result):
-    out, content, _ = result
-    page = out.with_name("README.md").read_text()
-    assert page.startswith(f"before\n{report.BEGIN}\n**")
-    assert page.endswith(f"{report.END}\nbehind\n")
-    assert "stale" not in page
-    rows = report.by_case(content["rows"])[Case((3, 70, 5), "float32", FORWARD)]
-    ours, linear = (rows[name]["ms"] for name in (LAYER, LINEAR))
+    _, found, _, page = result
+    ours, linear = (found[(3, 70, 5), "float32", FORWARD][name]["ms"] for name in (LAYER, LINEAR))
     table = page[page.index("Forward, float32 / bfloat16;") :]
     line = next(line for line in table.splitlines() if line.startswith("| 3, 70, 5 |"))
     shown = [cell.split(" / ")[0].strip() for cell in line.split("|")]
@@ -126,100 +152,6 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
     assert [row["ms"] for row in content["rows"]] == [[100] * 5]
 
 
-def wrong_scan(what):
-    """`indrnn_scan` with a mistake in one thing."""
-    right = checks.indrnn_scan
-
-    def scan(a, u):
-        h, h_n = right(a, u if what == "h" else u.detach() + 0.99 * (u - u.detach()))
-        if what == "gradient of a":
-            h = h + 0.01 * (h - h.detach())
-        if what == "one step":
-            h = torch.cat([h[:, :-1], h[:, -1:] * 1.001], 1)
-        return (h * 1.001 if what == "h" else h), h_n
-
-    return scan
-
-
-@pytest.mark.parametrize("steps", [30, 700])
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [("h", "h"), ("one step", "h"), ("gradient of a", "of a"), ("gradient of u", "of u")],
-)
-def test_a_wrong_recurrence_is_found(wrong, said, steps, monkeypatch):
-    inputs = Inputs.draw((2, steps, 8), torch.float32, "cpu")
-    checks.check_scan(inputs, training=True)
-    monkeypatch.setattr(checks, "indrnn_scan", wrong_scan(wrong))
-    with pytest.raises(checks.Wrong, match=rf"{said} is off by .*, allowed .*: not timed"):
-        checks.check_scan(inputs, training=True)
-
-
-class WrongLayer(IndRNN):
-    """Right but for one thing."""
-
-    wrong = None
-
-    def forward(self, x):
-        h, h_n = super().forward(x)
-        if self.wrong == "h":
-            return torch.cat([h[:, :-1], h[:, -1:] * 2], 1), h_n
-        parameter = dict(self.named_parameters(), x=x)[self.wrong]
-        extra = parameter.sum() * h.detach().mean()
-        return h + (extra - extra.detach()), h_n
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ("h", "h"),
-        ("x", "gradient of x"),
-        ("weight_ih_l0", "gradient of W"),
-        ("bias_ih_l0", "gradient of b"),
-        ("weight_hh_l0", "gradient of u"),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_wrong_layer_is_found(wrong, said, dtype):
-    torch.manual_seed(0)
-    inputs = Inputs.draw((2, 190, 8), dtype, "cpu")
-    rnn = WrongLayer(8, 8, batch_first=True, dtype=dtype)
-    checks.check_layer(IndRNN(8, 8, batch_first=True, dtype=dtype), inputs, training=True)
-    rnn.wrong = wrong
-    with pytest.raises(checks.Wrong, match=f"^{said} is off by"):
-        checks.check_layer(rnn, inputs, training=True)
-
-
-def measured(what, clock=None, sizes=(3, 70, 8), limit=1000):
-    """{name: row} of one case."""
-    case, clock = Case(sizes, "float32", what), clock or measure.Clock(CPU)
-    (rows,) = measure.measure([case], CPU, clock, rounds=5, seconds=1, limit=limit)
-    return {row["name"]: row for row in rows}
-
-
-@pytest.mark.parametrize(
-    ("what", "ours", "other", "sizes"),
-    [
-        (SCAN_FORWARD, SCAN, COPY, (3, 70, 8)),
-        (FORWARD, LAYER, LINEAR, (3, 70, 8)),
-        (CALL, LAYER, PLAIN, (1, 1, 8)),
-    ],
-)
-def test_what_is_ours_and_wrong_is_not_timed(what, ours, other, sizes, tmp_path, monkeypatch):
-    def make(N):
-        return WrongLayer(N, N, batch_first=True)
-
-    assert measured(what, sizes=sizes)[ours]["ms"]
-    monkeypatch.setattr(checks, "indrnn_scan", wrong_scan("h"))
-    monkeypatch.setattr(WrongLayer, "wrong", "h")
-    monkeypatch.setitem(LAYERS, LAYER, make)
-    monkeypatch.setitem(candidates.ONE_STEP, LAYER, (make, candidates.ONE_STEP[LAYER][1]))
-    rows = measured(what, sizes=sizes)
-    assert rows[ours]["wrong"].startswith("h is off by ")
-    assert "ms" not in rows[ours]
-    assert rows[other]["ms"]
-    run("speed", *TINY, "--sizes", "2x5x3", "--out", tmp_path / "a.json", status=1)
-
-
 def test_an_error_of_ours_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setitem(LAYERS, LAYER, lambda N: Broken(N, N))
     run("speed", *TINY, "--sizes", "2x5x3", "--out", tmp_path / "a.json", status=1)
@@ -232,18 +164,17 @@ def test_what_takes_too_long_is_skipped():
         function()
         return 1.0
 
-    rows = measured(FORWARD, clock, limit=30)
-    timed = {name for name, row in rows.items() if "ms" in row}
-    assert timed == {LAYER, LINEAR}
-    assert rows[LSTM]["skipped"] == "a call takes more than 30 s"
+    found = measured(FORWARD, clock, limit=30)
+    assert {name for name, row in found.items() if "ms" in row} == {LAYER, LINEAR}
+    assert found[LSTM]["skipped"] == "a call takes more than 30 s"
     assert "ms" in measured(FORWARD, clock, limit=36)[LSTM], "70 time steps, of which 2 were tried"
 
 
 def test_what_needs_too_much_memory_is_skipped(monkeypatch):
     monkeypatch.setattr(measure, "free_bytes", lambda device: 1000)
-    rows = measured(TRAINING)
-    assert set(rows) >= set(LAYERS)
-    assert all(row["skipped"].startswith("needs about") for row in rows.values())
+    found = measured(TRAINING)
+    assert set(found) >= set(LAYERS)
+    assert all(row["skipped"].startswith("needs about") for row in found.values())
 
 
 def test_rounds_are_interleaved_and_ratios_are_within_them():
@@ -263,20 +194,93 @@ def test_rounds_are_interleaved_and_ratios_are_within_them():
     found = measure.interleave(functions, 4, lambda function: function())
     assert called[:6] == ["slow", "fast", "breaks", "fast", "breaks", "slow"]
     assert isinstance(found["breaks"], ValueError)
-    rows = {r["name"]: r for r in measure.rows_of(Case((1, 1, 1), "float32", FORWARD), found)}
-    assert rows["slow"]["ms"] == [30000, 10000, 50000, 10000]
-    assert report.ratio(rows, "slow", "fast") == 7.5, "of 10, 5, 10 and 5"
-    assert report.ratio(rows, "slow", "breaks") is None
-    assert rows["breaks"]["error"] == "ValueError: "
+    by_name = {r["name"]: r for r in measure.rows_of(Case((1, 1, 1), "float32", FORWARD), found)}
+    assert by_name["slow"]["ms"] == [30000, 10000, 50000, 10000]
+    assert rows.ratio(by_name, "slow", "fast") == 7.5, "of 10, 5, 10 and 5"
+    assert rows.ratio(by_name, "slow", "breaks") is None
+    assert by_name["breaks"]["error"] == "ValueError: "
 
 
 def test_memory_is_what_autograd_keeps():
     """nn.Linear and IndRNN: the output; x and the parameters not at all."""
-    inputs = Inputs.draw((3, 70, 8), torch.float32, "cpu")
-    size = inputs.x.untyped_storage().nbytes()
-    held = {
-        name: measure.held_bytes(TrainingStep(LAYERS[name](8), inputs))
-        for name in (LAYER, LINEAR, LSTM)
-    }
+    data = Inputs.draw((3, 70, 8), torch.float32, "cpu")
+    size = data.x.untyped_storage().nbytes()
+    names = LAYER, LINEAR, LSTM
+    held = {name: measure.held_bytes(Gradients(LAYERS[name](8), data)) for name in names}
     assert held[LINEAR] == held[LAYER] == size
     assert held[LSTM] > 4 * size
+
+
+def test_the_charts_come_first_and_say_what_they_show(tmp_path):
+    """Of made-up figures: each layer takes and holds its number times as much as `IndRNN`."""
+    made = []
+    for T, dtype in itertools.product((64, 1024, 8192), DTYPES):
+        for times, name in enumerate([LAYER, LINEAR, LSTM], 1):
+            results = {name: [0.0001 * T**2 * times] * 5}
+            held = {name: times * 32 * T * 128 * DTYPES[dtype].itemsize}
+            made += measure.rows_of(Case((32, T, 128), dtype, TRAINING), results, held)
+    path = tmp_path / "a.json"
+    content = report.load(ROOT / "bench" / "results" / "speed-cpu.json") | {"rows": made}
+    path.write_text(json.dumps(content))
+    page, _ = run("report", path)
+    order = "At T = 8,192", "takes 3 (float32) and 3 (bfloat16) times", "holds 3 (", "| B, T, N |"
+    assert sorted(order, key=page.index) == list(order)
+    assert "In bfloat16 at T = 8,192, from the lowest line up: IndRNN 1, nn.Linear 2" in page
+    assert "In float32: IndRNN 1, nn.Linear 2, nn.LSTM 3." in page
+    assert "<details" not in page, "nothing else to show"
+    for name, labels in (("time", [LSTM, "8,192", "1,000"]), ("memory", [f"{LSTM}: 3"])):
+        picture = (tmp_path / f"a-{name}.svg").read_text()
+        assert f"/a-{name}.svg)" in page
+        for label in labels:
+            assert re.search(rf"> ?{label}</text>", picture), label
+        assert not re.search(r">[^<]*(\de[+-]?\d|\^)[^<]*</text>", picture), "no exponents"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.000123456, "0.000123"), (0.1, "0.1"), (9.996, "10"), (12.34, "12.3"), (1e6, "1,000,000")],
+)
+def test_numbers_have_no_exponents(value, shown):
+    assert rows.number(value) == shown
+
+
+def test_report_without_a_json_writes_readme_and_charts_again(tmp_path, monkeypatch):
+    """The page with the committed figures, and the same bytes of both charts."""
+    page, results = tmp_path / "README.md", tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    for path in report.committed():
+        (results / path.name).write_bytes(path.read_bytes())
+    committed = (ROOT / "README.md").read_text(encoding="utf-8")
+    head, _, tail = committed.partition(report.BEGIN)
+    tail = tail.partition(report.END)[2]
+    page.write_text(f"{head}{report.BEGIN}\nstale\n{report.END}{tail}", encoding="utf-8")
+    for name, value in (("ROOT", tmp_path), ("README", page), ("RESULTS", results)):
+        monkeypatch.setattr(report, name, value)
+    run("report")
+    assert page.read_text(encoding="utf-8") == committed
+    charts = {path.name: path.read_bytes() for path in results.glob("*.svg")}
+    run("report")
+    assert charts == {path.name: path.read_bytes() for path in results.glob("*.svg")}
+    with pytest.raises(UserError, match="has no place for the tables"):
+        report.insert(f"{report.END} and then {report.BEGIN}", {})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "cannot be read"),
+        ('{"task": "adding"}', "is not of python -m bench speed"),
+        ('{"benchmark": "speed"}', "is of another version of python -m bench speed"),
+    ],
+)
+def test_a_wrong_json_is_refused(content, said, tmp_path):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    assert f"{path} {said}" in refusal("report", path)
+
+
+def test_a_folder_that_is_missing_is_refused(tmp_path):
+    path = tmp_path / "nothing" / "a.json"
+    assert f"there is no folder {path.parent} for a.json" in refusal("speed", "--out", path)

@@ -110,7 +110,7 @@ def serial_scan(a, u):
 SCANS = {
     name: Candidate(partial(Scan, function))
     for name, function in {
-        SCAN: lambda a, u: indrnn_scan(a, u)[0],
+        SCAN: lambda a, u: output_of(indrnn_scan(a, u)),
         RELU: lambda a, u: torch.relu(a),
         SERIAL: serial_scan,
         COPY: lambda a, u: a.clone(),

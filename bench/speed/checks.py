@@ -84,14 +84,14 @@ def check(module, function, inputs):
         return
     grads, count = dict(zip(["x", *named], grads, strict=True)), math.prod(h.shape[:2])
     d = gradient_of_a(some, u, inputs.grad[..., channels])
-    grad_u = (d * before(some).double()).sum((0, 1))
-    compare("gradient of u", grads["weight_hh_l0"][channels], grad_u, terms=count)
     if weight is None:
         compare("gradient of a", grads["x"][..., channels], d, largest)
-        return
-    products = d.flatten(0, 1).t() @ x.flatten(0, 1)
-    compare("gradient of W", grads["weight_ih_l0"][channels], products, terms=count)
-    compare("gradient of b", grads["bias_ih_l0"][channels], d.sum((0, 1)), terms=count)
-    end = slice(ROWS), slice(-STEPS, None)
-    d = gradient_of_a(h[end], all_u, inputs.grad[end])
-    compare("gradient of x", grads["x"][end], d @ weight.double())
+    else:
+        products = d.flatten(0, 1).t() @ x.flatten(0, 1)
+        compare("gradient of W", grads["weight_ih_l0"][channels], products, terms=count)
+        compare("gradient of b", grads["bias_ih_l0"][channels], d.sum((0, 1)), terms=count)
+        end = slice(ROWS), slice(-STEPS, None)
+        grad_x = gradient_of_a(h[end], all_u, inputs.grad[end]) @ weight.double()
+        compare("gradient of x", grads["x"][end], grad_x)
+    grad_u = (d * before(some).double()).sum((0, 1))
+    compare("gradient of u", grads["weight_hh_l0"][channels], grad_u, terms=count)
