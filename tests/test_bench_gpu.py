@@ -1,10 +1,13 @@
 """What is run on a GPU, as far as it can be tested without one: bench/gpu.sh, its launches, and the
 sweep of `python -m bench tune`."""
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,8 @@ STAGES = ["environment", "tests", "memcheck", "racecheck", "tune", "speed"]
 needs_bash = pytest.mark.skipif(
     not (shutil.which("bash") and shutil.which("timeout")), reason="gpu.sh is for Linux"
 )
-
-# Writes down what it was asked for, and does as the file named after the stage says.
+# In place of python3: writes down what it was asked for, and does as the file named after the stage
+# says. compute-sanitizer leaves its tool, the name of the stage, to it.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
   *"-m fastindrnn"*) stage=environment ;;
@@ -34,37 +37,27 @@ echo "output of $stage"
 if [[ -f $PLAN/$stage ]]; then . "$PLAN/$stage"; fi
 """
 SANITIZER = """#!/usr/bin/env bash
-while [[ $1 != python3 ]]; do
-  [[ $1 == --tool ]] && export TOOL=$2
-  shift
-done
-"$@"
+TOOL=$4 exec "${@:5}"
 """
 
 
 @pytest.fixture
 def gpu_sh(tmp_path):
     """Runs gpu.sh with a python3 and a compute-sanitizer that do as `plan` {stage: bash} says."""
-    tools, plan_folder, out = tmp_path / "bin", tmp_path / "plan", tmp_path / "new" / "out"
-    for folder in (tools, plan_folder):
-        folder.mkdir()
+    tools, out = tmp_path / "bin", tmp_path / "new" / "out"
+    tools.mkdir()
     for name, text in (("python3", PYTHON), ("compute-sanitizer", SANITIZER)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    calls = tmp_path / "calls"
-    environment = os.environ | {
-        "PATH": f"{tools}:{os.environ['PATH']}",
-        "CALLS": str(calls),
-        "PLAN": str(plan_folder),
-        "TMPDIR": str(tmp_path),
-    }
+    calls, path = tmp_path / "calls", f"{tools}:{os.environ['PATH']}"
+    names = {"PATH": path, "CALLS": str(calls), "PLAN": str(tools), "TMPDIR": str(tmp_path)}
 
-    def run(*options, plan=None, checkout=ROOT):
-        for stage, text in (plan or {}).items():
-            (plan_folder / stage).write_text(text)
+    def run(*options, plan=(), checkout=ROOT):
+        for stage, text in dict(plan).items():
+            (tools / stage).write_text(text)
         command = ["bash", str(checkout / "bench" / "gpu.sh"), *options, str(out)]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+            command, cwd=tmp_path, env=os.environ | names, capture_output=True, text=True
         )
         assert not list(tmp_path.glob("tmp.*")), "leaves nothing behind"
         closing = done.stdout.partition("logs and JSON in ")[2].splitlines()[1:]
@@ -145,99 +138,85 @@ def test_a_wrong_request_gets_the_usage(gpu_sh, options):
     assert not out.exists()
 
 
-@pytest.fixture
-def tune():
+def test_the_launches_for_the_sanitizer_run():
     pytest.importorskip("triton", reason="Triton is for Linux")
-    from bench import tune
-
-    return tune
-
-
-def test_the_launches_for_the_sanitizer_run(tune):
     from bench.launches import launch_all
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     launch_all(device, ["scan", "layer"], [torch.float32], [(1, 16, 3, 5)])
 
 
-def measure(functions):
-    """Says that the last choice is twice as fast as the others."""
-    list(functions.values())[-1]()
-    return {
-        name: [1.0, 1.1, 1.2] if index == len(functions) - 1 else [2.0, 2.2, 2.4]
-        for index, name in enumerate(functions)
-    }
+@pytest.fixture
+def tune(monkeypatch):
+    """bench.tune, to which the pick seems to take twice as long as any other choice."""
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    from bench import tune
+
+    ms = itertools.chain([2.0], itertools.repeat(1.0))
+    monkeypatch.setattr(tune, "median_ms", lambda function: function() and next(ms))
+    torch.manual_seed(0)
+    return tune
 
 
 @pytest.mark.parametrize(
-    ("operation", "sizes", "dtype", "words"),
+    ("case", "tried"),
     [
-        ("scan forward", (2, 36, 33), "float32", ("chunks", "rows", "block_n")),
-        ("scan backward", (1, 36, 40), "bfloat16", ("chunks", "rows", "block_n")),
-        ("layer forward", (3, 36, 10), "float32", ("slices 2", "slices 3", "chained False")),
+        (("scan forward", (2, 36, 33), "float32"), ("stages=2", "rows=16", "block_n=64")),
+        (("scan backward", (1, 36, 40), "bfloat16"), ("chunks=2", "rows=8", "block_n=32")),
+        (("layer forward", (3, 36, 10), "float32"), ("slices=2", "tile=Tile", "chained=True")),
     ],
 )
-def test_the_sweep_times_the_pick_and_what_lies_near_it(tune, operation, sizes, dtype, words):
-    torch.manual_seed(0)
-    (record,) = tune.sweep([(operation, sizes, dtype)], torch.device("cpu"), measure)
+def test_the_sweep_times_the_pick_and_what_lies_near_it(tune, case, tried):
+    record = tune.examine(*case, torch.device("cpu"))
     pick, *others = record["ms"]
     assert pick == record["pick"]
     assert not record["errors"]
-    for word in words:
-        assert any(word in choice for choice in others), word
-    assert record["best"] == others[-1]
-    assert record["pick_over_best"] == pytest.approx(2)
-    assert record["ms"][pick] == pytest.approx([2000, 2200, 2400])
-    assert "BEHIND 2.00x" in tune.line(record)
+    assert all(any(word in choice for choice in others) for word in tried)
+    assert f"BEHIND 2.00x: {others[0]} takes 1.0000" in tune.line(record)
 
 
-def test_the_sweep_does_not_time_what_is_wrong(tune, monkeypatch):
-    right = tune.OPERATIONS["scan forward"]
+def test_the_sweep_does_not_time_what_is_wrong(tune, monkeypatch, capsys, tmp_path):
+    def wrong(*arguments):
+        choices, compute = tune.scan_forward(*arguments)
+        return choices, lambda choice: [
+            x * (1.01 if choice.rows == 16 else 1) for x in compute(choice)
+        ]
 
-    def prepare(*arguments):
-        compute = right.prepare(*arguments)
-
-        def changed(choice):
-            h_n, h = compute(choice)
-            return (h_n * 1.01, h) if choice.rows == 16 else (h_n, h)
-
-        return changed
-
-    monkeypatch.setitem(tune.OPERATIONS, "wrong", right._replace(prepare=prepare))
-    torch.manual_seed(0)
-    (record,) = tune.sweep([("wrong", (1, 36, 16), "float32")], torch.device("cpu"), measure)
+    monkeypatch.setitem(tune.OPERATIONS, "wrong", wrong)
+    cases, out = [("wrong", (1, 36, 16), "float32")], tmp_path / "tune.json"
+    assert tune.sweep(cases, torch.device("cpu"), time.monotonic() + 100, out) == 1
+    (record,) = json.loads(out.read_text())["records"]
     ((choice, error),) = record["errors"].items()
-    assert "rows 16" in choice
+    assert "rows=16" in choice
+    assert choice not in record["ms"]
     assert error.startswith("WRONG: off by ")
-    assert not any("rows 16" in choice for choice in record["ms"])
-    assert error in tune.line(record)
-    assert tune.summary([record]) == ("1 of 1 picks are BEHIND; 1 choices are wrong", 1)
+    printed = capsys.readouterr().out
+    assert error in printed
+    assert "1 of 1 picks are BEHIND; 1 choices are wrong" in printed
 
 
-def test_the_sweep_ends_when_its_time_is_over(tune):
+def test_the_sweep_ends_when_its_time_is_over(tune, capsys):
     cases = [("scan forward", (2, 36, 33), "float32")]
-    (record,) = tune.sweep(cases, torch.device("cpu"), measure, seconds=0)
-    assert tune.line(record).endswith("not reached")
-    text, status = tune.summary([record])
-    assert "1 cases were not reached" in text
-    assert status == 0
+    assert tune.sweep(cases, torch.device("cpu"), time.monotonic()) == 0
+    assert "1 cases were not reached" in capsys.readouterr().out
 
 
 def test_what_is_compiled_ahead_can_be_compiled(tune):
-    pick, _ = tune.OPERATIONS["scan backward"].choices(1, 36, 16, torch.float32, "cpu")
+    (pick, *_), _ = tune.scan_backward(1, 36, 16, torch.float32, "cpu")
     tune.compile_one("scan backward", 16, "float32", "cpu", pick)
 
 
 ALONE = """
 import sys
-sys.modules |= dict.fromkeys(["matplotlib", "tqdm", "pytest_benchmark"])
+sys.modules |= dict.fromkeys(["matplotlib", "tqdm"])
 import bench.launches, bench.tune
 from bench.__main__ import main
 sys.exit(main(["speed", "--device", "cpu", "--sizes", "1x2x3", "--out", sys.argv[1]]))
 """
 
 
-def test_a_gpu_machine_needs_no_package_of_training_and_charts(tune, tmp_path):
+def test_a_gpu_machine_needs_no_package_of_training_and_charts(tmp_path):
+    pytest.importorskip("triton", reason="Triton is for Linux")
     command = [sys.executable, "-c", ALONE, str(tmp_path / "speed.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -46,7 +46,10 @@ class Wrong(IndRNN):
 def test_what_is_ours_and_wrong_is_not_timed(tmp_path, monkeypatch):
     for name in ("indrnn_scan", "indrnn"):
         right = getattr(candidates, name)
-        wrong = lambda *args, right=right: 1.1 * right(*args)[0]
+
+        def wrong(*args, right=right):
+            return 1.1 * right(*args)[0]
+
         monkeypatch.setattr(candidates, name, wrong)
     monkeypatch.setitem(LAYERS, LAYER, lambda N: Wrong(N, N, batch_first=True))
     out, small = tmp_path / "a.json", ["--sizes", "2x5x3", "--dtypes", "float32"]
