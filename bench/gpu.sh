@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in one command and at most 10 minutes, from a checkout that need not be installed:
+# What only a GPU can show, in at most 10 minutes, from a checkout that need not be installed:
 #
 #   bash bench/gpu.sh [--seconds N] [--only STAGE,STAGE...] OUT_FOLDER
 #
-# Stages: environment, tests, memcheck, racecheck, tune, speed. Each has a time limit and runs whatever became of those
-# before it. OUT_FOLDER gets STAGE.log, tune.json and speed.json. The status is 1 if a stage failed, was stopped or was
-# not reached. Wheels of packages that python3 lacks can lie in .whl/. Needs Linux, PyTorch, Triton and pytest.
+# Stages: environment, tests, memcheck, racecheck, tune, speed. Each has a time limit and runs
+# whatever became of those before it. OUT_FOLDER gets STAGE.log, tune.json and speed.json. The
+# status is 1 if a stage failed, was stopped or was not reached. Needs Linux, PyTorch, Triton and
+# pytest; further packages may lie in a folder that PYTHONPATH names.
 set -uo pipefail
 
 usage() {
@@ -25,45 +26,39 @@ done
 [[ $# -eq 1 ]] || usage
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
-export PYTHONPATH=$PWD:$site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-if compgen -G ".whl/*.whl" >/dev/null; then
-  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl
-fi
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
-# stage NAME LIMIT COMMAND...: runs the command for at most LIMIT seconds and notes what became of it.
+# stage NAME LIMIT COMMAND...: runs the command for at most LIMIT seconds, notes what became of it.
 stage() {
-  local name=$1 limit=$2 began=$SECONDS status became
+  local name=$1 limit=$2 began=$SECONDS became
   shift 2
   [[ ,$stages, == *,$name,* ]] || return 0
   ((limit <= deadline - SECONDS)) || limit=$((deadline - SECONDS))
   if ((limit < 1)); then
-    status=1 became="NOT REACHED"
+    became="NOT REACHED"
   else
     printf '\n== %s\n' "$name"
     # An interrupt first: what pytest and the benchmarks have by then they still write.
     timeout --signal=INT --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
-    status=$?
-    tail -n 30 "$out/$name.log"
-    case $status in
+    case $? in
       0) became="passed" ;;
       124 | 137) became="STOPPED" ;;
-      *) became="FAILED with status $status" ;;
+      *) became="FAILED" ;;
     esac
     became+=" after $((SECONDS - began)) s"
+    tail -n 30 "$out/$name.log"
     if grep -qE "Device not supported|compute-sanitizer.*No such file" "$out/$name.log"; then
-      status=0 became="skipped: no compute-sanitizer for this device"
+      became="skipped: no compute-sanitizer for this device"
     fi
   fi
-  ((status == 0)) || failed=1
+  [[ $became =~ ^(passed|skipped) ]] || failed=1
   summary+=("$(printf '%-12s %s' "$name" "$became")")
 }
 
 stage environment 60 bash -c 'nvidia-smi; python3 -m fastindrnn'
 
-# The tests that run on a GPU where there is one. PyTorch's products are deterministic, as they ask for, only with such
-# a workspace; a file whose packages are missing fails, and the others run.
+# The tests that run on a GPU where there is one. PyTorch's products are deterministic, as they ask
+# for, only with such a workspace; a file whose packages are missing fails, and the others run.
 mapfile -t tests < <(grep -lE 'cuda\.is_available|mark\.triton' tests/test_*.py)
 tests+=(-p no:cacheprovider -W default -q --durations 5 --continue-on-collection-errors)
 if python3 -c "import xdist" 2>/dev/null; then tests+=(-n 8); fi

@@ -28,11 +28,10 @@ case "$*" in
   *bench.launches*) stage=$TOOL ;;
   *"bench tune"*) stage=tune ;;
   *"bench speed"*) stage=speed ;;
-  *"pip install"*) stage=wheels ;;
   *xdist*) exit 1 ;;
 esac
 echo "$stage: $* ($CUBLAS_WORKSPACE_CONFIG)" >>"$CALLS"
-[[ $PYTHONPATH == "$PWD":* && -f bench/gpu.sh ]] || exit 7
+[[ $PYTHONPATH == "$PWD"* && -f bench/gpu.sh ]] || exit 7
 echo "output of $stage"
 if [[ -f $PLAN/$stage ]]; then . "$PLAN/$stage"; fi
 """
@@ -50,16 +49,15 @@ def gpu_sh(tmp_path):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     calls, path = tmp_path / "calls", f"{tools}:{os.environ['PATH']}"
-    names = {"PATH": path, "CALLS": str(calls), "PLAN": str(tools), "TMPDIR": str(tmp_path)}
+    names = {"PATH": path, "CALLS": str(calls), "PLAN": str(tools)}
 
-    def run(*options, plan=(), checkout=ROOT):
+    def run(*options, plan=()):
         for stage, text in dict(plan).items():
             (tools / stage).write_text(text)
-        command = ["bash", str(checkout / "bench" / "gpu.sh"), *options, str(out)]
+        command = ["bash", str(ROOT / "bench" / "gpu.sh"), *options, str(out)]
         done = subprocess.run(
             command, cwd=tmp_path, env=os.environ | names, capture_output=True, text=True
         )
-        assert not list(tmp_path.glob("tmp.*")), "leaves nothing behind"
         closing = done.stdout.partition("logs and JSON in ")[2].splitlines()[1:]
         became = dict(line.split(None, 1) for line in closing)
         return done, became, calls.read_text() if calls.exists() else "", out
@@ -76,8 +74,6 @@ def test_all_stages_run_and_write_what_comes_back(gpu_sh):
     assert all(word.startswith("passed after ") for word in became.values())
     files = {f"{stage}.log" for stage in STAGES} | {"tune.json", "speed.json"}
     assert {path.name for path in out.iterdir()} == files, "8 files at most come back"
-    for stage in STAGES:
-        assert f"output of {stage}" in (out / f"{stage}.log").read_text()
     (tests,) = (line for line in calls.splitlines() if line.startswith("tests: "))
     assert "tests/test_scan_triton.py" in tests
     assert "tests/test_bench_tasks.py" not in tests
@@ -87,46 +83,24 @@ def test_all_stages_run_and_write_what_comes_back(gpu_sh):
 
 @needs_bash
 def test_a_stage_that_fails_does_not_end_the_others(gpu_sh):
-    done, became, _, out = gpu_sh(
-        plan={
-            "tests": "echo 3 failed; exit 1",
-            "memcheck": "exit 9",
-            "racecheck": "echo Device not supported; exit 1",
-        }
-    )
+    plan = {"tests": "echo 3 failed; exit 1", "racecheck": "echo Device not supported; exit 1"}
+    done, became, _, out = gpu_sh(plan=plan)
     assert done.returncode == 1
-    assert became["tests"].startswith("FAILED with status 1")
-    assert became["memcheck"].startswith("FAILED with status 9")
+    assert became["tests"].startswith("FAILED after ")
     assert became["racecheck"].startswith("skipped: ")
-    assert became["speed"].startswith("passed")
+    assert became["speed"].startswith("passed after ")
     assert "3 failed" in (out / "tests.log").read_text()
     assert "3 failed" in done.stdout
 
 
 @needs_bash
 def test_what_hangs_is_stopped_and_what_comes_after_the_end_is_not_begun(gpu_sh):
-    done, became, calls, out = gpu_sh(
-        "--seconds", "3", "--only", "tune,speed", plan={"tune": "sleep 60"}
-    )
+    plan = {"tune": "sleep 60"}
+    done, became, calls, _ = gpu_sh("--seconds", "2", "--only", "tune,speed", plan=plan)
     assert done.returncode == 1
     assert became["tune"].startswith("STOPPED after ")
     assert became["speed"] == "NOT REACHED"
     assert "bench speed" not in calls
-    assert [path.name for path in out.iterdir()] == ["tune.log"], "only these stages"
-
-
-@needs_bash
-def test_carried_wheels_are_installed(gpu_sh, tmp_path):
-    checkout = tmp_path / "checkout"
-    for folder in ("bench", "tests", ".whl"):
-        (checkout / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "bench" / "gpu.sh", checkout / "bench")
-    (checkout / ".whl" / "a-1-py3-none-any.whl").touch()
-    plan = {"wheels": "exit 1"}
-    done, _, calls, _ = gpu_sh("--only", "speed", plan=plan, checkout=checkout)
-    assert done.returncode == 0, "what needs them fails later, and says so"
-    assert calls.startswith("wheels: -m pip install -q --no-index --no-deps ")
-    assert ".whl/a-1-py3-none-any.whl" in calls.splitlines()[0]
 
 
 @needs_bash
