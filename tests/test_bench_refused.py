@@ -50,33 +50,23 @@ def test_help_says_what_a_command_writes(command):
         assert "runs/" in printed or command in ("report", "tune")
 
 
-def put(value, *keys):
-    """An edit of a checkpoint: the value at the end of these keys; None removes it."""
-
-    def edit(content):
-        for key in keys[:-1]:
-            content = content[key]
-        if value is None:
-            del content[keys[-1]]
-        else:
-            content[keys[-1]] = value
-
-    return edit
+def remove_a_network(content):
+    del content["learners"]
 
 
-EDITS = [
-    put(None, "learners"),
-    put([1], "learners"),
-    put(-4, "settings", "batch"),
-    put(float("nan"), "settings", "lr"),
-    put(None, "settings", "length"),
-    put([0.5] * 20, "learners", "IndRNN", "series", "loss"),
-    put(None, "learners", "IndRNN", "model", "head.weight"),
-    put(torch.zeros(1), "learners", "IndRNN", "model", "head.bias"),
-    put({}, "learners", "IndRNN", "optimizer", "state"),
-    put(torch.zeros(3), "random_state"),
-    put(None, "digest"),
-]
+def change_a_setting(content):
+    content["settings"]["lr"] = float("nan")
+
+
+def change_a_weight(content):
+    content["learners"]["IndRNN"]["model"]["head.bias"] += 1
+
+
+def remove_the_digest(content):
+    del content["digest"]
+
+
+EDITS = remove_a_network, change_a_setting, change_a_weight, remove_the_digest
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -113,38 +103,23 @@ def test_what_is_no_checkpoint_is_refused(content, said, adding, tmp_path):
 
 WRONG = {  # what is asked: what the one line says; {run} is a folder with a run
     "adding --length 1": "argument --length: '1' must be a whole number, at least 2",
-    "adding --length ten": "argument --length: 'ten' must be a whole number, at least 2",
-    "adding --hidden 1.5": "argument --hidden: '1.5' must be a whole number, at least 1",
     "adding --lr nan": "argument --lr: 'nan' must be a finite number above 0",
     "adding --device nowhere": "argument --device: 'nowhere' cannot be used: ",
-    "adding --device cuda:99": "argument --device: 'cuda:99' cannot be used: ",
     "adding --device meta": "argument --device: 'meta' cannot be used: ",
     "adding --resume {run}/nothing": "there is no checkpoint {run}/nothing/checkpoint.pt",
     "adding --resume {run} --length 21": "--length 21: the run to resume has 20",
-    "adding --resume {run} --out {run}/new": "argument --out: not allowed with argument --resume",
     "adding --out {run}": "{run} already holds a run; --resume {run} goes on with it",
     "adding --out {run}/report.json": "cannot make the folder {run}/report.json: ",
-    "adding --len 10": "unrecognized arguments: --len 10",
     "mnist": "--data DIR, or the variable FASTINDRNN_DATA, must name the folder with MNIST's four",
     "mnist --data {run}/nowhere": "there is no folder {run}/nowhere to read MNIST from; its files",
     "mnist --resume {run}": "checkpoint.pt is of python -m bench adding, not of mnist",
-    "mnist --model fractal": "argument --model: invalid choice: 'fractal'",
     "mnist --model dense --layers 3": "--layers: the dense model has blocks of 8, 6 and 4",
     "mnist --model dense --hidden 12": "--hidden 12: must be a multiple of 8 with dense",
     "mnist --gamma 0.5": "argument --gamma: '0.5' must be a finite number, at least 1",
     "mnist --dropout 1.5": "argument --dropout: '1.5' must be a probability from 0 to 1",
     "mnist --resume {mnist} --permuted": "--permuted True: the run to resume has False",
-    "speed --sizes 3x4": "argument --sizes: '3x4' must be BxTxN, as in 32x1000x128",
     "speed --sizes 3x0x4": "argument --sizes: '3x0x4' must be BxTxN, as in 32x1000x128",
-    "speed --rounds 4": "argument --rounds: '4' must be a whole number, at least 5",
-    "speed --dtypes float8": "argument --dtypes: invalid choice: 'float8'",
-    "speed --out {run}/nothing/a.json": "there is no folder {run}/nothing for a.json",
-    "report {run}/nothing.json": "{run}/nothing.json cannot be read: ",
-    "report {run}/report.json": "{run}/report.json is not of python -m bench speed",
-    "tune --seconds 0": "argument --seconds: '0' must be a finite number above 0",
     "tune --device cpu": "tuning needs a GPU, which cpu is not",
-    "fly": "argument COMMAND: invalid choice: 'fly'",
-    "": "the following arguments are required: COMMAND",
 }
 
 
