@@ -5,6 +5,7 @@
 The tests check values; here it is where the kernels read and write.
 """
 
+import itertools
 import sys
 
 import torch
@@ -15,29 +16,21 @@ SHAPES = (3, 70, 40, 71), (1, 300, 64, 64)  # B, T, features, N
 
 
 def launch_all(device, kinds, dtypes=(torch.bfloat16, torch.float32), shapes=SHAPES):
-    generator = torch.Generator().manual_seed(0)
-    for dtype in dtypes:
-
-        def normal(*shape, dtype=dtype):
-            return torch.randn(*shape, generator=generator).to(device, dtype)
-
-        for B, T, K, N in shapes:
-            x, weight, bias, h0 = normal(B, T, K), normal(N, K), normal(N), normal(B, N)
-            a, grad_h, h = (normal(B, T, N) for _ in range(3))
-            u = torch.rand(N, generator=generator).to(device)
-            lengths = torch.randint(0, T + 1, (B,), generator=generator).to(device)
-            resets = (torch.rand(B, T, generator=generator) < 0.1).to(device)
-            for reverse in (False, True):
-                options = {"lengths": lengths, "resets": resets, "reverse": reverse}
-                for chunks in (1, 4) if "scan" in kinds else ():
-                    gpu.scan_forward(a, u, h0, h, **options, chunks=chunks)
-                    options_back = options | {"grad_clip": 1.0, "chunks": chunks}
-                    gpu.scan_backward(grad_h, None, h, u, h0, **options_back)
-                for strategy in ("fused", "split") if "layer" in kinds else ():
-                    for more in ({}, options):
-                        gpu.indrnn_forward(x, weight, bias, u, h0, h, **more, strategy=strategy)
-            if device == "cuda":
-                torch.cuda.synchronize()
+    torch.manual_seed(0)
+    for dtype, (B, T, K, N), reverse in itertools.product(dtypes, shapes, (False, True)):
+        with torch.device(device):
+            drawn = (B, T, K), (N, K), (N,), (B, N), *[(B, T, N)] * 3
+            x, weight, bias, h0, a, grad_h, h = (torch.randn(*d, dtype=dtype) for d in drawn)
+            u, lengths = torch.rand(N), torch.randint(0, T + 1, (B,))
+            options = {"lengths": lengths, "resets": torch.rand(B, T) < 0.1, "reverse": reverse}
+        for chunks in (1, 4) if "scan" in kinds else ():
+            gpu.scan_forward(a, u, h0, h, **options, chunks=chunks)
+            gpu.scan_backward(grad_h, None, h, u, h0, **options, grad_clip=1.0, chunks=chunks)
+        for strategy in ("fused", "split") if "layer" in kinds else ():
+            for more in ({}, options):
+                gpu.indrnn_forward(x, weight, bias, u, h0, h, **more, strategy=strategy)
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

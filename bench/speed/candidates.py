@@ -20,7 +20,7 @@ from fastindrnn.functional import indrnn, indrnn_scan
 SCAN, LAYER, LINEAR, COPY, RELU = "indrnn_scan", "IndRNN", "nn.Linear", "copy", "torch.relu"
 RNN, GRU, LSTM, LOOP, SERIAL = "nn.RNN relu", "nn.GRU", "nn.LSTM", "PyTorch loop", "serial kernel"
 STEP, CELL, FUNCTION, PLAIN = "IndRNN.step", "IndRNNCell", "indrnn", "nn.Linear + relu"
-OURS = SCAN, LAYER, STEP, CELL, FUNCTION
+OURS = SCAN, SERIAL, LAYER, STEP, CELL, FUNCTION
 QUICK = *OURS, LINEAR, COPY, RELU  # take time in proportion to their tensors: never too long
 
 
@@ -65,17 +65,6 @@ class Gradients:
         h = self.output if self.output is not None else output_of(self.module(self.leaves[0]))
         options = {"retain_graph": self.output is not None, "allow_unused": True}
         return h.detach(), torch.autograd.grad(h, self.leaves, self.grad, **options)
-
-
-class Layer(nn.Module):
-    """Parts that hold parameters, and a function of them and x."""
-
-    def __init__(self, function, *parts):
-        super().__init__()
-        self.function, self.parts = function, nn.ModuleList(parts)
-
-    def forward(self, x):
-        return self.function(x, *self.parts)
 
 
 class Scan(nn.Module):
@@ -140,11 +129,24 @@ ONE_STEP = {
 }
 
 
+class Layer(nn.Module):
+    """Parts that hold parameters, and a function of them and x."""
+
+    def __init__(self, function, *parts):
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, x):
+        return self.function(x, *self.parts)
+
+
+# Layers of other packages. None has been run by us on a GPU.
+
+
 def accelerated_scan(features):
     """h_t = gate_t * h_{t-1} + token_t, without a nonlinearity. accelerated-scan 0.3.
 
-    Token and gate from one product each, the gate through a sigmoid. The scan wants (B, C, T),
-    contiguous; the transpositions to it and back count, as they would for its user.
+    The scan wants (B, C, T), contiguous; the transpositions count, as they would for its user.
     """
     from accelerated_scan.scalar import scan
 
@@ -156,10 +158,9 @@ def accelerated_scan(features):
 
 
 def hgrn(features):
-    """h_t = f_t * h_{t-1} + (1 - f_t) * i_t: HGRN's recurrence, by chunks. fla-core 0.6.
+    """h_t = f_t * h_{t-1} + (1 - f_t) * i_t. Qin et al. 2023, arXiv 2311.04823; fla-core 0.6.
 
-    Qin et al. 2023, arXiv 2311.04823. i and f from one product each; output gate, norm and output
-    projection, which the HGRN layer has too, are left out. chunk_hgrn takes the logarithm of f.
+    The HGRN layer's output gate, norm and output projection are left out. chunk_hgrn takes log f.
     """
     from fla.ops.hgrn import chunk_hgrn
 
@@ -171,19 +172,17 @@ def hgrn(features):
 
 
 def mamba(features):
-    """A whole Mamba block: products in and out of twice the features, a short convolution, and a
-    selective scan with 16 states a channel. mamba-ssm 2.3; Gu and Dao 2023, arXiv 2312.00752."""
+    """A whole block with 16 states a channel. Gu and Dao 2023, arXiv 2312.00752; mamba-ssm 2.3."""
     from mamba_ssm import Mamba
 
     return Mamba(d_model=features)
 
 
 def flashrnn(features):
-    """h_t = tanh(W x_t + b + R h_{t-1}), an Elman network of heads. flashrnn 1.0.
+    """h_t = tanh(W x_t + b + R h_{t-1}). Pöppel et al. 2024, arXiv 2412.07752; flashrnn 1.0.
 
-    Pöppel et al. 2024, arXiv 2412.07752. R has a block for each head of 64 channels, or of the
-    largest power of two that divides the features: heads so small are its fastest case. It compiles
-    CUDA code for each number of features and batch size.
+    R has a block for each head of 64 channels, or of the largest power of two that divides the
+    features: heads so small are its fastest case. It compiles CUDA code for each shape.
     """
     from flashrnn import flashrnn as recurrence
 
@@ -205,35 +204,29 @@ def flashrnn(features):
 
 
 def haste(features):
-    """h_t = tanh(W x_t + b + u * h_{t-1}): an IndRNN with tanh, one thread a channel. haste-pytorch
-    0.5."""
+    """h_t = tanh(W x_t + b + u * h_{t-1}), one thread a channel. haste-pytorch 0.5."""
     from haste_pytorch import IndRNN as HasteIndRNN
 
     return HasteIndRNN(features, features, batch_first=True)
 
 
 def sru(features):
-    """c_t = f_t * c_{t-1} + (1 - f_t) * (W x_t), and a highway gate to x_t. sru 2.6.
-
-    Lei et al. 2018, arXiv 1709.02755. Three products. Takes and gives (T, B, features).
-    """
+    """c_t = f_t * c_{t-1} + (1 - f_t) * (W x_t). Lei et al. 2018, arXiv 1709.02755; sru 2.6."""
     from sru import SRU
 
-    layer = SRU(features, features, num_layers=1)
+    layer = SRU(features, features, num_layers=1)  # takes and gives (T, B, features)
     return Layer(lambda x, layer: layer(x.transpose(0, 1))[0].transpose(0, 1), layer)
 
 
 def min_gru(features):
-    """h_t = (1 - z_t) * h_{t-1} + z_t * g(W x_t), as a sum in log space. minGRU-pytorch 0.2.
-
-    Feng et al. 2024, arXiv 2410.01201. Two products; PyTorch's own operators, on any device.
-    """
+    """h_t = (1 - z_t) * h_{t-1} + z_t * g(W x_t). Feng et al. 2024, arXiv 2410.01201;
+    minGRU-pytorch 0.2."""
     from minGRU_pytorch import minGRU
 
     return minGRU(features)
 
 
-PACKAGES = {  # the module to look for, and a layer of it; none has been run by us on a GPU
+PACKAGES = {  # the module to look for, and a layer of it
     "accelerated-scan": ("accelerated_scan", accelerated_scan),
     "fla-core": ("fla", hgrn),
     "mamba-ssm": ("mamba_ssm", mamba),

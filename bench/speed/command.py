@@ -32,13 +32,8 @@ def add_arguments(parser):
     add("rounds", type=rounds, default=20, help=f"samples at most, {LEAST_ROUNDS} at least (20)")
     add("sizes", type=arguments.sizes, nargs="+", metavar="BxTxN", help="these shapes alone")
     add("dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES), help="both")
-    add(
-        "limit",
-        type=arguments.positive,
-        default=1.0,
-        metavar="SECONDS",
-        help="skip a layer of others that takes longer for a call (1)",
-    )
+    skip = "skip a layer of others that takes longer for a call (1)"
+    add("limit", type=arguments.positive, default=1.0, metavar="SECONDS", help=skip)
     add("out", type=Path, metavar="FILE", help="JSON to write (runs/speed-....json)")
 
 
@@ -57,14 +52,8 @@ def run(args):
     if (environment["load_average"] or 0) > 0.5 and device.type == "cpu":
         print(f"load average {environment['load_average']:.1f}: figures of a busy machine are void")
     print("median of the rounds [quartiles]; times as long as the first, within each round")
-    content = {
-        "benchmark": "speed",
-        "format": FORMAT,
-        "complete": False,
-        "limit": args.limit,
-        "environment": environment,
-        "rows": [],
-    }
+    content = {"benchmark": "speed", "format": FORMAT, "complete": False, "limit": args.limit}
+    content |= {"environment": environment, "rows": []}
     try:
         for rows in everything(args, device):
             content["rows"] += rows
@@ -84,10 +73,9 @@ def run(args):
 def everything(args, device):
     """Yields the rows of each case."""
     clock, seconds = Clock(device), SECONDS if device.type == "cpu" else SECONDS / 3
+    limits = {"rounds": args.rounds, "seconds": seconds, "limit": args.limit}
     for group in cases.plan(args.sizes, args.dtypes):
-        yield from measure(
-            group, device, clock, rounds=args.rounds, seconds=seconds, limit=args.limit
-        )
+        yield from measure(group, device, clock, **limits)
 
 
 def write_rows(path, content):
