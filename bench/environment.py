@@ -92,9 +92,10 @@ def write(path, content):
 
 
 def write_json(path, content):
-    """One line for what holds only numbers and words."""
+    """One line for a list of numbers and words, and for what holds only such things."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write(path, re.sub(r"[\[{][^][{}]*[\]}]", lambda found: re.sub(r"\n *", " ", found[0]), text))
+    flat = r"\{[^{}]*\}|\[[^][{}]*\]"
+    write(path, re.sub(flat, lambda found: re.sub(r"\n *", " ", found[0]), text))
 
 
 def new_figure(width, height):

@@ -28,7 +28,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SCAN_FORWARD, SCAN_BACKWARD = "scan forward", "scan backward"
 FORWARD, TRAINING = "forward", "training step"
 CALL, CALL_WITH_GRADIENTS = "one call", "one call with gradients"
-MEASURED = TRAINING, FORWARD, SCAN_FORWARD, SCAN_BACKWARD, CALL, CALL_WITH_GRADIENTS
 
 
 class Case(NamedTuple):

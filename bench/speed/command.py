@@ -6,7 +6,6 @@ ours is checked against the reference in float64 before it is timed. What raises
 message, and the run goes on. The JSON is written after each case.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bench import arguments
-from bench.environment import describe, keep_freed_memory, write
+from bench.environment import describe, keep_freed_memory, write_json
 from bench.speed import cases
 from bench.speed.candidates import OURS, PACKAGES
 from bench.speed.measure import LEAST_ROUNDS, Clock, measure
@@ -57,12 +56,12 @@ def run(args):
     try:
         for rows in everything(args, device):
             content["rows"] += rows
-            write_rows(out, content)
+            write_json(out, content)
             print("\n".join(lines(rows)))
         content["complete"] = True
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-    write_rows(out, content)
+    write_json(out, content)
     print(f"\nwritten: {out}")
     failed = [r for r in content["rows"] if "wrong" in r or (r["name"] in OURS and "error" in r)]
     for row in failed:
@@ -76,10 +75,3 @@ def everything(args, device):
     limits = {"rounds": args.rounds, "seconds": seconds, "limit": args.limit}
     for group in cases.plan(args.sizes, args.dtypes):
         yield from measure(group, device, clock, **limits)
-
-
-def write_rows(path, content):
-    """One line for each row."""
-    rows = ",\n".join(f"  {json.dumps(row, allow_nan=False)}" for row in content["rows"])
-    head = json.dumps(content | {"rows": []}, indent=1, allow_nan=False)
-    write(path, head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n")
