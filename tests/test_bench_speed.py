@@ -239,6 +239,18 @@ def test_the_charts_come_first_and_say_what_they_show(tmp_path):
         assert not re.search(r">[^<]*(\de[+-]?\d|\^)[^<]*</text>", picture), "no exponents"
 
 
+@pytest.mark.parametrize("T", [64, 256])
+def test_one_shape_gives_no_line(T, tmp_path):
+    """Of those that differ in T, the chart has all, the table only some."""
+    path = tmp_path / "a.json"
+    content = report.load(ROOT / "bench" / "results" / "speed-cpu.json")
+    made = measure.rows_of(Case((32, T, 128), "float32", TRAINING), {LAYER: [0.1] * 5}, {LAYER: 9})
+    path.write_text(json.dumps(content | {"rows": made}))
+    page, _ = run("report", path)
+    assert ("| 32, 256, 128 |" in page) == (T == 256)
+    assert {svg.name for svg in tmp_path.glob("*.svg")} == {"a-memory.svg"}
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.000123456, "0.000123"), (0.1, "0.1"), (9.996, "10"), (12.34, "12.3"), (1e6, "1,000,000")],

@@ -63,7 +63,7 @@ class Gradients:
 
     def __call__(self):
         h = self.output if self.output is not None else output_of(self.module(self.leaves[0]))
-        options = {"retain_graph": self.output is not None, "allow_unused": True}
+        options = {"retain_graph": self.output is not None, "materialize_grads": True}
         return h.detach(), torch.autograd.grad(h, self.leaves, self.grad, **options)
 
 

@@ -2,7 +2,7 @@
 
 Beside us: nn.Linear, PyTorch's recurrent networks, a loop over time, a copy and a relu of the same
 tensors, on a GPU the published kernel's design, and what is installed of other packages. What is
-ours is checked against the reference in float64 before it is timed. What raises is a row with its
+ours is checked against the formula in float64 before it is timed. What raises is a row with its
 message, and the run goes on. The JSON is written after each case.
 """
 
