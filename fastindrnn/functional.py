@@ -19,7 +19,15 @@ from .checks import (
 from .kernels import reference
 from .ops import calls, check_backend
 from .ops.layout import halves, is_time_first, joined
-from .options import Bounds, Direction, GradClipMode, Nonlinearity, Parameters, Recurrence, Strategy
+from .options import (
+    Direction,
+    Extents,
+    GradClipMode,
+    Nonlinearity,
+    Parameters,
+    Recurrence,
+    Strategy,
+)
 from .plan import Way, plan
 
 ACTIVATIONS = reference.ACTIVATIONS
@@ -74,13 +82,13 @@ def indrnn_scan(
         >>> a, u = torch.randn(2, 100, 64), torch.rand(64)
         >>> h, h_n = indrnn_scan(a, u)
     """
-    bounds = Bounds(lengths, cu_seqlens, resets)
-    check_input("a", a, bounds)
-    check_recurrence(a, a.shape[-1], u, h0, bounds)
+    extents = Extents(lengths, cu_seqlens, resets)
+    check_input("a", a, extents)
+    check_recurrence(a, a.shape[-1], u, h0, extents)
     check_options(nonlinearity, grad_clip, grad_clip_mode)
     check_direction(direction, a.shape[-1])
     recurrence = Recurrence(nonlinearity, direction, grad_clip, grad_clip_mode)
-    return run_scan(a, u, h0, bounds, recurrence)
+    return run_scan(a, u, h0, extents, recurrence)
 
 
 def indrnn(
@@ -128,39 +136,39 @@ def indrnn(
 
     Source: Li et al. 2018, arXiv 1803.04831, equation 4.
     """
-    bounds = Bounds(lengths, cu_seqlens, resets)
+    extents = Extents(lengths, cu_seqlens, resets)
     parameters = Parameters(weight, bias, u)
-    check_input("x", x, bounds)
+    check_input("x", x, extents)
     check_options(nonlinearity, grad_clip, grad_clip_mode, strategy)
-    check_layer(x, parameters, h0, bounds)
+    check_layer(x, parameters, h0, extents)
     check_direction(direction, weight.shape[0])
     if lengths is not None:
         # What stands in the padding must not reach the weight's gradient, and 0 * NaN is not 0.
         padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
         x = x.masked_fill(padding[..., None], 0)
     recurrence = Recurrence(nonlinearity, direction, grad_clip, grad_clip_mode)
-    way = plan(x, (parameters,), h0, bounds, recurrence, strategy=strategy).way
-    return run_layer(x, parameters, h0, bounds, recurrence, way, strategy)
+    way = plan(x, (parameters,), h0, extents, recurrence, strategy=strategy).way
+    return run_layer(x, parameters, h0, extents, recurrence, way, strategy)
 
 
 def run_scan(
-    a: Tensor, u: Tensor, h0: Tensor | None, bounds: Bounds, recurrence: Recurrence
+    a: Tensor, u: Tensor, h0: Tensor | None, extents: Extents, recurrence: Recurrence
 ) -> tuple[Tensor, Tensor]:
     """`indrnn_scan` of arguments that are checked."""
     parameters = Parameters(None, None, u)
-    way = plan(a, (parameters,), h0, bounds, recurrence).way
+    way = plan(a, (parameters,), h0, extents, recurrence).way
     if way == "step":
         return _one_step(a, parameters, h0)
     refuse_tangents(a, u, h0)
     check_backend(a.device)
     if way == "reference":
-        return _reference(a, u, h0, bounds, recurrence)
+        return _reference(a, u, h0, extents, recurrence)
     refuse_gradient_transforms(a, u, h0)
     if recurrence.clips_results:
         assert recurrence.grad_clip is not None
         a, u, h0 = _clip_results(recurrence.grad_clip, a, u, h0)
         recurrence = recurrence.without_clip()
-    h, h_n = calls.scan(a, u, h0, bounds, recurrence)
+    h, h_n = calls.scan(a, u, h0, extents, recurrence)
     return h, h_n
 
 
@@ -168,7 +176,7 @@ def run_layer(
     x: Tensor,
     parameters: Parameters,
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
     way: Way,
     strategy: Strategy = "auto",
@@ -180,13 +188,13 @@ def run_layer(
     if way in ("projection then scan", "reference"):
         assert parameters.weight is not None
         a = project(x, parameters.weight, parameters.bias)
-        return run_scan(a, parameters.u, h0, bounds, recurrence)
+        return run_scan(a, parameters.u, h0, extents, recurrence)
     refuse_tangents(x, h0, *parameters.present())
     check_backend(x.device)
     refuse_gradient_transforms(x, h0, *parameters.present())
     if recurrence.clips_results:  # without gradients, or the projection would be a tensor
         recurrence = recurrence.without_clip()
-    h, h_n = calls.indrnn(x, parameters, h0, bounds, recurrence, strategy)
+    h, h_n = calls.indrnn(x, parameters, h0, extents, recurrence, strategy)
     return h, h_n
 
 
@@ -194,20 +202,20 @@ def run_stack(
     x: Tensor,
     layers: Sequence[Parameters],
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
 ) -> tuple[Tensor, Tensor]:
     """`run_layer` for layers one on the other, in one direction, with a clip at each step or none:
     all with a bias or none; h0 (L, B, N). Returns h of the last layer and h_n (L, B, N)."""
     input = x
     for i, layer in enumerate(layers):
-        check_layer(input, layer, None if h0 is None else h0[i], bounds)
+        check_layer(input, layer, None if h0 is None else h0[i], extents)
         input = x[..., :1].expand(*x.shape[:-1], len(layer.u))  # of the form of h
     parameters = [tensor for layer in layers for tensor in layer.present()]
     refuse_tangents(x, h0, *parameters)
     check_backend(x.device)
     refuse_gradient_transforms(x, h0, *parameters)
-    h, h_n, _ = calls.stack(x, layers, h0, bounds, recurrence, "auto")
+    h, h_n, _ = calls.stack(x, layers, h0, extents, recurrence, "auto")
     return h, h_n
 
 
@@ -249,7 +257,7 @@ def _clip_results(limit: float, *tensors: Tensor | None) -> list[Any]:
 
 
 def _reference(
-    a: Tensor, u: Tensor, h0: Tensor | None, bounds: Bounds, recurrence: Recurrence
+    a: Tensor, u: Tensor, h0: Tensor | None, extents: Extents, recurrence: Recurrence
 ) -> tuple[Tensor, Tensor]:
     def run(a, u, h0, *, reverse):
         return reference.scan(
@@ -260,7 +268,7 @@ def _reference(
             reverse=reverse,
             grad_clip=recurrence.grad_clip,
             grad_clip_mode=recurrence.grad_clip_mode,
-            **bounds.by_name(),
+            **extents.by_name(),
         )
 
     if recurrence.direction != "both":

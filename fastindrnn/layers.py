@@ -22,8 +22,8 @@ from .functional import run_stack
 from .norm import Norm, NormPosition, check_norm, make_norm, reset_norm
 from .options import (
     WHOLE,
-    Bounds,
     Direction,
+    Extents,
     GradClipMode,
     Nonlinearity,
     Parameters,
@@ -208,14 +208,14 @@ class IndRNN(Stack):
         prepared = prepare_input(input, self.input_size, self.batch_first, lengths, resets)
         state = None if hx is None else prepared.prepare_states(hx, self.state_shape())
         parameters = [self._parameters_of(suffix) for suffix in self._all_suffixes]
-        bounds, recurrence = prepared.sequences.bounds(), self._recurrence("forward")
-        return self._plan(prepared.x, state, bounds, parameters, recurrence)
+        extents, recurrence = prepared.sequences.extents(), self._recurrence("forward")
+        return self._plan(prepared.x, state, extents, parameters, recurrence)
 
     def _plan(
         self,
         x: Tensor,
         state: Tensor | None,
-        bounds: Bounds,
+        extents: Extents,
         parameters: list[Parameters],
         recurrence: Recurrence,
     ) -> Plan:
@@ -223,7 +223,7 @@ class IndRNN(Stack):
             x,
             parameters,
             state,
-            bounds,
+            extents,
             recurrence.towards("both") if self.bidirectional else recurrence,
             norm=None if self.norm is None else self.norm_position,
             zoneout=self.zoneout > 0,
@@ -244,12 +244,12 @@ class IndRNN(Stack):
         suffixes = self._all_suffixes
         parameters = [self._parameters_of(suffix) for suffix in suffixes]
         recurrence = self._recurrence(direction)
-        planned = self._plan(x, state, sequences.bounds(), parameters, recurrence)
+        planned = self._plan(x, state, sequences.extents(), parameters, recurrence)
         if planned.way == "step":
             y, h_n = run_step_of_all(x.squeeze(1), state, parameters)
             return y.unsqueeze(1), h_n
         if planned.way == "stack":
-            return run_stack(x, parameters, state, sequences.bounds(direction), recurrence)
+            return run_stack(x, parameters, state, sequences.extents(direction), recurrence)
         starts: Any = [None] * len(suffixes) if state is None else state.unbind(0)
         D = 2 if self.bidirectional else 1
         ends: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The options of a recurrence, the bounds of its sequences and its parameters, each a small record.
+"""The options of a recurrence, the extents of its sequences and its parameters, as small records.
 
 They travel by name from `functional` to the operators. A schema of PyTorch knows tensors, numbers
 and strings alone: `ops.calls` takes the records apart, `ops.registration` puts them together again.
@@ -48,7 +48,7 @@ class Recurrence:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bounds:
+class Extents:
     """Where the sequences of a batch begin and end; the fields as in `functional.indrnn_scan`."""
 
     lengths: Tensor | None = None
@@ -79,4 +79,4 @@ class Parameters:
         return [x for x in (self.weight, self.bias, self.u) if x is not None]
 
 
-WHOLE = Bounds()
+WHOLE = Extents()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .ops import backend
-from .options import Bounds, Parameters, Recurrence, Strategy
+from .options import Extents, Parameters, Recurrence, Strategy
 
 Way = Literal[
     "step", "stack", "both directions", "layer", "projection then scan", "scan", "reference"
@@ -66,7 +66,7 @@ def plan(
     x: Tensor,
     layers: Sequence[Parameters],
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
     *,
     norm: Literal["before", "after"] | None = None,
@@ -81,7 +81,7 @@ def plan(
         layers: parameters of each layer, of both directions where the recurrence's direction is
             "both".
         h0: initial states, for one layer or for all, or None.
-        bounds, recurrence: of the call.
+        extents, recurrence: of the call.
         norm: where a norm stands: before or after the recurrence.
         zoneout, dropout: whether they act in this call.
         strategy: as in `functional.indrnn`.
@@ -93,7 +93,7 @@ def plan(
     if norm == "before":
         return _NORM_BEFORE
     has_nothing_between = norm is None and not dropout and strategy == "auto"
-    if has_nothing_between and _is_step(x, layers, h0, bounds, recurrence):
+    if has_nothing_between and _is_step(x, layers, h0, extents, recurrence):
         return _STEP
     if layers[0].weight is None:
         return _SCAN
@@ -102,7 +102,7 @@ def plan(
     if recurrence.direction == "both":
         if norm is not None:
             return _NORM_BY_DIRECTION
-        return _BOTH if bounds.resets is None else _RESETS_BY_DIRECTION
+        return _BOTH if extents.resets is None else _RESETS_BY_DIRECTION
     if len(layers) == 1:
         return _ONE_LAYER
     if norm is not None or dropout:
@@ -116,7 +116,7 @@ def _is_step(
     x: Tensor,
     layers: Sequence[Parameters],
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
 ) -> bool:
     """Whether `functional.run_step` computes what the operators do.
@@ -130,7 +130,7 @@ def _is_step(
     if recurrence.grad_clip is not None and torch.is_grad_enabled():
         return False
     dtype, device = x.dtype, x.device
-    if dtype not in _STATE_DTYPES or backend.current is not None or not bounds.are_whole():
+    if dtype not in _STATE_DTYPES or backend.current is not None or not extents.are_whole():
         return False
     if device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(device.type):
         return False

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .checks import check_floating, check_lengths, check_resets, check_state
-from .options import Bounds, Direction
+from .options import Direction, Extents
 
 Restore = Callable[[Tensor], Tensor | PackedSequence]
 
@@ -34,7 +34,7 @@ class Sequences:
     cu_seqlens: Tensor | None = None
     resets: Tensor | None = None
 
-    def bounds(self, direction: Direction = "forward") -> Bounds:
+    def extents(self, direction: Direction = "forward") -> Extents:
         """Where the sequences begin and end, for a recurrence in this direction.
 
         A reset at step t parts it from step t - 1. In reverse it is step t - 1 that starts anew.
@@ -44,7 +44,7 @@ class Sequences:
             end = resets.shape[1] if self.lengths is None else self.lengths[:, None]
             inner = torch.arange(resets.shape[1], device=resets.device) < end - 1
             resets = resets.roll(-1, 1) & inner
-        return Bounds(self.lengths, self.cu_seqlens, resets)
+        return Extents(self.lengths, self.cu_seqlens, resets)
 
     def valid(self, x: Tensor) -> Tensor | None:
         """(B, T) booleans: which time steps of x are not padding; None if there is none."""

@@ -88,15 +88,15 @@ class Layer:
         Returns:
             The output (B, T, N) or (total, N), and h_n (B, N), of the recurrence itself.
         """
-        parameters, bounds = self.parameters, sequences.bounds(self.recurrence.direction)
+        parameters, extents = self.parameters, sequences.extents(self.recurrence.direction)
         weight, u = parameters.weight, parameters.u
         if weight is None:
-            check_recurrence(x, x.shape[-1], u, h0, bounds)
+            check_recurrence(x, x.shape[-1], u, h0, extents)
         else:
-            check_layer(x, parameters, h0, bounds)
+            check_layer(x, parameters, h0, extents)
         is_before = self.norm is not None and self.norm_position == "before"
         if weight is not None and plan.way in ("step", "layer"):
-            h, h_n = run_layer(x, parameters, h0, bounds, self.recurrence, plan.way)
+            h, h_n = run_layer(x, parameters, h0, extents, self.recurrence, plan.way)
         else:
             a = x if weight is None else sequences.project(x, weight, parameters.bias)
             a = normalize(self.norm, a, sequences, first_step) if is_before else a
@@ -104,7 +104,7 @@ class Layer:
                 draw = self.zoneout, self.training
                 h, h_n = zoneout_scan(a, u, h0, *draw, sequences, self.recurrence)
             else:
-                h, h_n = run_scan(a, u, h0, bounds, self.recurrence)
+                h, h_n = run_scan(a, u, h0, extents, self.recurrence)
         return h if is_before else normalize(self.norm, h, sequences, first_step), h_n
 
 
@@ -149,9 +149,9 @@ def run_both(
         torch.cat((first.u, second.u)),
     )
     h0 = None if starts[0] is None else torch.cat(starts[order], -1)
-    bounds = sequences.bounds()
-    check_layer(x, joined, h0, bounds)
-    h, h_n = run_layer(x, joined, h0, bounds, recurrence.towards("both"), "both directions")
+    extents = sequences.extents()
+    check_layer(x, joined, h0, extents)
+    h, h_n = run_layer(x, joined, h0, extents, recurrence.towards("both"), "both directions")
     if recurrence.direction == "reverse":
         h = sequences.concatenate(h.chunk(2, -1)[order])
     return h, list(h_n.chunk(2, -1)[order])
@@ -237,7 +237,7 @@ class Unit(nn.Module):
             x,
             [layer.parameters],
             h0,
-            sequences.bounds(),
+            sequences.extents(),
             layer.recurrence,
             norm=None if self.norm is None else self.norm_position,
             zoneout=self.zoneout > 0,

@@ -63,9 +63,8 @@ def scan(
         grad_clip = None
     options = {"nonlinearity": nonlinearity, "reverse": reverse, "grad_clip": grad_clip}
     if cu_seqlens is not None:
-        bounds = cu_seqlens.tolist()
         pieces = []
-        for b, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        for b, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
             start = None if h0 is None else h0[b : b + 1]
             reset = None if resets is None else resets[None, begin:end]
             pieces.append(_loop(a[None, begin:end], u, start, reset, **options))

@@ -147,7 +147,7 @@ def check_backward(case, K, choice):
 
     places = {x.untyped_storage().data_ptr() for x in actual if x.numel()}
     assert len(places) == sum(x.numel() > 0 for x in actual), "results share memory"
-    names = ("grad_a", "grad_u", "grad_h0", "grad_b")
+    names = ("grad_a", "grad_u", "grad_h0", "grad_bias")
     results = zip(names, actual, formula(torch.float64), formula(case.dtype), strict=True)
     magnitudes = sizes_of_sums(actual[0].cpu(), h, h0)
     for what, *three in results:

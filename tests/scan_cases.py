@@ -95,19 +95,19 @@ def _double(x):
 
 
 def gradients_by_formula(grad_h, grad_h_n, h, u, h0, *, grad_clip=None, **options):
-    """grad_a, grad_u, grad_h0 and grad_b, by d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) in a
-    plain loop: grad_a is d, and grad_b, that of a bias, its sum over batch and time."""
+    """grad_a, grad_u, grad_h0 and grad_bias, by d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) in a
+    plain loop: grad_a is d, and grad_bias, that of a bias, its sum over batch and time."""
     cu_seqlens, lengths = options.get("cu_seqlens"), options.get("lengths")
     resets, kind = options.get("resets"), options["nonlinearity"]
-    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
-    B = h.shape[0] if bounds is None else len(bounds) - 1
+    ends = None if cu_seqlens is None else cu_seqlens.tolist()
+    B = h.shape[0] if ends is None else len(ends) - 1
     grad_a, grad_u = torch.zeros_like(h), torch.zeros_like(u)
     grad_h0 = h.new_zeros(B, h.shape[-1])
     for b in range(B):
-        if bounds is None:
+        if ends is None:
             where = (b, slice(0, h.shape[1] if lengths is None else int(lengths[b])))
         else:
-            where = slice(bounds[b], bounds[b + 1])
+            where = slice(ends[b], ends[b + 1])
         states, g, d = h[where], grad_h[where], grad_a[where]
         reset = None if resets is None else resets[where]
         steps = list(range(states.shape[0]))  # in the order of the recurrence
@@ -142,7 +142,7 @@ def sizes_of_sums(grad_a, h, h0):
     states = [x.double().nan_to_num(0).abs().max() for x in (h, h0) if x is not None and x.numel()]
     if not states or not terms.numel():
         return {}
-    return {"grad_b": terms.max().item(), "grad_u": (terms.max() * max(states)).item()}
+    return {"grad_bias": terms.max().item(), "grad_u": (terms.max() * max(states)).item()}
 
 
 def check_scan(case, forward, backward, **launch):
@@ -163,7 +163,7 @@ def check_scan(case, forward, backward, **launch):
     double = [_double(x) for x in (g, grad_h_n, h, u, h0)]
     expected = gradients_by_formula(*double, **options, **clip)
     loop = gradients_by_formula(g, grad_h_n, h, u, h0, **options, **clip)
-    names = ("grad_a", "grad_u", "grad_h0", "grad_b")
+    names = ("grad_a", "grad_u", "grad_h0", "grad_bias")
     magnitudes = sizes_of_sums(expected[0], h, h0)
     for what, *three in zip(names, actual, expected, loop, strict=True):
         assert three[0].dtype == case.dtype

@@ -137,7 +137,7 @@ def test_gradient_through_the_layer_above(case, M):
         grad_h = grad_next.double() @ weight_next.double()
     expected = gradients_by_formula(grad_h, *double(*tensors), **options, **clip)
     loop = gradients_by_formula(product, *tensors, **options, **clip)
-    names = ("grad_a", "grad_u", "grad_h0", "grad_b")
+    names = ("grad_a", "grad_u", "grad_h0", "grad_bias")
     for what, *three in zip(names, actual, expected, loop, strict=True):
         assert three[0].dtype == case.dtype
         assert_close_to_reference(*three, what=what)

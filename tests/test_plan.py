@@ -99,9 +99,9 @@ def make(case):
                 super().__init__()
                 self.values = nn.ParameterList(values)
 
-            def forward(self, x, hx=None, **bounds):
+            def forward(self, x, hx=None, **extents):
                 function = indrnn_scan if case.kind == "scan" else indrnn
-                more = options | bounds | {"direction": case.direction}
+                more = options | extents | {"direction": case.direction}
                 return function(x, *self.values, h0=hx, **more)
 
         return Function()
@@ -122,7 +122,7 @@ def make(case):
 def arguments(case, module):
     """x, hx and what says where the sequences are, in float64, for three sequences."""
     features = H if case.kind == "scan" else K
-    x, bounds = torch.randn(3, case.T, features, dtype=torch.float64), {}
+    x, extents = torch.randn(3, case.T, features, dtype=torch.float64), {}
     lengths = torch.randint(1, case.T + 1, (3,))
     if case.kind == "cell":
         x, shape = x[:, 0], (3, H)
@@ -132,18 +132,18 @@ def arguments(case, module):
         *before, units = module.state_shape()
         shape = *before, 3, units
     if case.form == "lengths":
-        bounds["lengths"] = lengths
+        extents["lengths"] = lengths
     elif case.form == "resets":
-        bounds["resets"] = torch.rand(3, case.T) < 0.3
+        extents["resets"] = torch.rand(3, case.T) < 0.3
     elif case.form == "packed":
         pieces = [x[b, :n] for b, n in enumerate(lengths.tolist())]
         if case.kind in ("function", "scan"):
             x = torch.cat(pieces)
-            bounds["cu_seqlens"] = nn.functional.pad(lengths.cumsum(0), (1, 0))
+            extents["cu_seqlens"] = nn.functional.pad(lengths.cumsum(0), (1, 0))
         else:
             x = pack_sequence(pieces, enforce_sorted=False)
     hx = torch.randn(shape, dtype=torch.float64) if case.has_state else None
-    return x, hx, bounds
+    return x, hx, extents
 
 
 def results(case, backend, dtype):
@@ -154,7 +154,7 @@ def results(case, backend, dtype):
         for name, parameter in module.named_parameters():
             if "weight_hh" in name:
                 parameter.uniform_(-1, 1)
-    x, hx, bounds = arguments(case, module)
+    x, hx, extents = arguments(case, module)
     module = module.to(dtype).train(case.training)
     inner = x.data if isinstance(x, PackedSequence) else x
     inner = inner.to(dtype).requires_grad_(case.grad)
@@ -162,7 +162,7 @@ def results(case, backend, dtype):
     hx = None if hx is None else hx.to(dtype).requires_grad_(case.grad)
     torch.manual_seed(case.seed + 1)
     with fastindrnn.backend(backend), torch.set_grad_enabled(case.grad):
-        found = module(x, hx, **bounds)
+        found = module(x, hx, **extents)
         found = found if isinstance(found, tuple) else (found,)
         found = [y.data if isinstance(y, PackedSequence) else y for y in found]
         if case.grad and dtype != torch.bfloat16:  # where a rounded state falls past a kink

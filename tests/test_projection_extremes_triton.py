@@ -78,7 +78,7 @@ def test_gradients_that_grow(chained):
 
     magnitudes = sizes_of_sums(actual[0].cpu(), h, h0)
     results = zip(
-        ("grad_a", "grad_u", "grad_h0", "grad_b"),
+        ("grad_a", "grad_u", "grad_h0", "grad_bias"),
         actual,
         formula(torch.float64),
         formula(torch.float32),

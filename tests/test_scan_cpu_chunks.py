@@ -69,7 +69,7 @@ def _assert_same_kind(x, y):
 
 def _sums_that_may_overflow(*, h, h0, grad_a):
     """The channels in which a partial sum over batch and time may overflow, by the index of the
-    result: 3 is grad_u, 5 is grad_b.
+    result: 3 is grad_u, 5 is grad_bias.
 
     There the order of the terms decides whether the sum is finite, and chunks change the order.
     """
@@ -125,7 +125,7 @@ def test_large_powers_of_u(nonlinearity, T, u, scale, shift, dtype):
 
 
 @settings(max_examples=150, deadline=None)
-@example(Case(3, 121, 1, has_h0=False, has_grad_h_n=False), 2, 0.0, False)  # grad_b may overflow
+@example(Case(3, 121, 1, has_h0=False, has_grad_h_n=False), 2, 0.0, False)  # grad_bias may overflow
 @given(
     cases(T=160, N=20).filter(lambda case: case.nonlinearity != "tanh"),
     st.integers(2, 9),

@@ -80,12 +80,12 @@ def test_gradient_of_the_bias_sums_what_is_not_yet_rounded(chunks):
     grad_h = torch.ones(1, 129, 3, dtype=torch.bfloat16)
     grad_h[0, 0] = -128.0
     h, u = torch.ones_like(grad_h), torch.full((3,), 2.0**-9, dtype=torch.bfloat16)
-    *_, grad_b = scan_backward(grad_h, None, h, u, None, chunks=chunks, rows=4)
+    *_, grad_bias = scan_backward(grad_h, None, h, u, None, chunks=chunks, rows=4)
     expected = gradients_by_formula(
         grad_h.double(), None, h.double(), u.double(), None, nonlinearity="relu", reverse=False
     )
-    assert grad_b.dtype == torch.bfloat16
-    torch.testing.assert_close(grad_b.double(), expected[3], rtol=4e-3, atol=0)
+    assert grad_bias.dtype == torch.bfloat16
+    torch.testing.assert_close(grad_bias.double(), expected[3], rtol=4e-3, atol=0)
 
 
 def test_clip_in_float64_is_not_rounded_to_float32():

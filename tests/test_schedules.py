@@ -45,7 +45,7 @@ def backward(case, choice):
 
     expected = by_formula(torch.float64)
     magnitudes = sizes_of_sums(expected[0], h, h0)
-    sums = {1: magnitudes["grad_u"], 3: magnitudes["grad_b"]}
+    sums = {1: magnitudes["grad_u"], 3: magnitudes["grad_bias"]}
     return run, expected, by_formula(case.dtype), sums
 
 

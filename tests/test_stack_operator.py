@@ -6,7 +6,7 @@ from scan_cases import Case, inputs, loss_of, public_options
 
 from fastindrnn import IndRNN
 from fastindrnn.functional import indrnn, run_stack
-from fastindrnn.options import Bounds, Parameters, Recurrence
+from fastindrnn.options import Extents, Parameters, Recurrence
 
 FORMS = ["padded", "time first", "lengths", "packed"]
 
@@ -31,13 +31,13 @@ def case_of(form, L=3, K=5, N=4, **fields):
 
 def ways(options, grad_clip=None):
     """The operator, and what it stands for, with these options."""
-    bounds = Bounds(*[options.get(name) for name in ("lengths", "cu_seqlens", "resets")])
+    extents = Extents(*[options.get(name) for name in ("lengths", "cu_seqlens", "resets")])
     recurrence = Recurrence(options["nonlinearity"], options["direction"], grad_clip)
 
     def stack(x, weights, biases, us, h0):
         biases = biases or [None] * len(us)
         layers = [Parameters(*layer) for layer in zip(weights, biases, us, strict=True)]
-        return run_stack(x, layers, h0, bounds, recurrence)
+        return run_stack(x, layers, h0, extents, recurrence)
 
     def one_by_one(x, weights, biases, us, h0):
         ends = []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from ..options import Bounds, Parameters
+from ..options import Extents, Parameters
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -32,43 +32,43 @@ def check_step(x_t: Tensor, features: int) -> None:
         )
 
 
-def check_input(name: str, x: Tensor, bounds: Bounds) -> None:
-    """Raises a TypeError or ValueError unless x is a batch of sequences with these bounds."""
+def check_input(name: str, x: Tensor, extents: Extents) -> None:
+    """Raises a TypeError or ValueError unless x is a batch of sequences with these extents."""
     check_floating(name, x)
-    cu_seqlens = bounds.cu_seqlens
+    cu_seqlens = extents.cu_seqlens
     if cu_seqlens is None and x.dim() != 3:
         raise ValueError(f"{name} must be (batch, time, channels), but is {_shape(x)}")
     if cu_seqlens is not None and x.dim() != 2:
         raise ValueError(f"{name} must be (total, channels) with cu_seqlens, but is {_shape(x)}")
-    if bounds.lengths is not None and cu_seqlens is not None:
+    if extents.lengths is not None and cu_seqlens is not None:
         raise ValueError("lengths and cu_seqlens are two ways to say one thing: give one of them")
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, x.shape[0], x.device)
-    if bounds.lengths is not None:
-        check_lengths(bounds.lengths, x.shape[0], x.shape[1], x.device)
-    if bounds.resets is not None:
-        check_resets(bounds.resets, x.shape[:-1], x.device)
+    if extents.lengths is not None:
+        check_lengths(extents.lengths, x.shape[0], x.shape[1], x.device)
+    if extents.resets is not None:
+        check_resets(extents.resets, x.shape[:-1], x.device)
 
 
-def check_recurrence(x: Tensor, N: int, u: Tensor, h0: Tensor | None, bounds: Bounds) -> None:
+def check_recurrence(x: Tensor, N: int, u: Tensor, h0: Tensor | None, extents: Extents) -> None:
     """Raises a TypeError or ValueError unless u and h0 are those of N neurons, for the sequences
     x."""
     check_floating("u", u)
     _check_shape("u", u, (N,))
     _check_device("u", u, x.device)
     if h0 is not None:
-        cu_seqlens = bounds.cu_seqlens
+        cu_seqlens = extents.cu_seqlens
         B = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         check_floating("h0", h0)
         _check_shape("h0", h0, (B, N))
         _check_device("h0", h0, x.device)
 
 
-def check_layer(x: Tensor, parameters: Parameters, h0: Tensor | None, bounds: Bounds) -> None:
+def check_layer(x: Tensor, parameters: Parameters, h0: Tensor | None, extents: Extents) -> None:
     """Raises a TypeError or ValueError unless they are those of a layer on x, which is a batch of
     sequences."""
     weight, bias, u = parameters.weight, parameters.bias, parameters.u
-    if bounds.cu_seqlens is None and _is_plain_layer(x, weight, bias, u, h0):
+    if extents.cu_seqlens is None and _is_plain_layer(x, weight, bias, u, h0):
         return
     check_floating("input", x)
     check_floating("weight", weight)
@@ -83,7 +83,7 @@ def check_layer(x: Tensor, parameters: Parameters, h0: Tensor | None, bounds: Bo
         check_floating("bias", bias)
         _check_shape("bias", bias, (N,))
         check_like("bias", bias, x)
-    check_recurrence(x, N, u, h0, bounds)
+    check_recurrence(x, N, u, h0, extents)
 
 
 def _is_plain_layer(

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import Bounds, Parameters, Recurrence, Strategy
+from ..options import Extents, Parameters, Recurrence, Strategy
 
 Tensors = tuple[Tensor, ...]
 
 
-def _schema_arguments(bounds: Bounds, recurrence: Recurrence) -> tuple[Any, ...]:
+def _schema_arguments(extents: Extents, recurrence: Recurrence) -> tuple[Any, ...]:
     """What `registration.OPTIONS` names, in its order."""
     return (
-        _int64(bounds.lengths),
-        _int64(bounds.cu_seqlens),
-        bounds.resets,
+        _int64(extents.lengths),
+        _int64(extents.cu_seqlens),
+        extents.resets,
         recurrence.nonlinearity,
         recurrence.direction,
         recurrence.grad_clip,
@@ -29,10 +29,10 @@ def _int64(x: Tensor | None) -> Tensor | None:
 
 
 def scan(
-    a: Tensor, u: Tensor, h0: Tensor | None, bounds: Bounds, recurrence: Recurrence
+    a: Tensor, u: Tensor, h0: Tensor | None, extents: Extents, recurrence: Recurrence
 ) -> Tensors:
     """h_t = f(a_t + u * h_{t-1}): h and h_n."""
-    options = _schema_arguments(bounds, recurrence)
+    options = _schema_arguments(extents, recurrence)
     return torch.ops.fastindrnn.scan.default(a, u, h0, *options)
 
 
@@ -42,11 +42,11 @@ def scan_backward(
     h: Tensor,
     u: Tensor,
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
 ) -> Tensors:
     """The gradients of a, u and h0, and that of a bias, the sum of a's over batch and time."""
-    options = _schema_arguments(bounds, recurrence)
+    options = _schema_arguments(extents, recurrence)
     return torch.ops.fastindrnn.scan_backward.default(grad_h, grad_h_n, h, u, h0, *options)
 
 
@@ -54,12 +54,12 @@ def indrnn(
     x: Tensor,
     parameters: Parameters,
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
     strategy: Strategy,
 ) -> Tensors:
     """One layer, h_t = f(W x_t + b + u * h_{t-1}): h and h_n."""
-    options = _schema_arguments(bounds, recurrence)
+    options = _schema_arguments(extents, recurrence)
     layer = parameters.weight, parameters.bias, parameters.u
     return torch.ops.fastindrnn.indrnn.default(x, *layer, h0, *options, strategy)
 
@@ -68,7 +68,7 @@ def stack(
     x: Tensor,
     layers: Sequence[Parameters],
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
     strategy: Strategy,
 ) -> Tensors:
@@ -77,7 +77,7 @@ def stack(
     weights = [layer.weight for layer in layers]
     biases = [layer.bias for layer in layers if layer.bias is not None]
     us = [layer.u for layer in layers]
-    options = _schema_arguments(bounds, recurrence)
+    options = _schema_arguments(extents, recurrence)
     return torch.ops.fastindrnn.stack.default(x, weights, biases, us, h0, *options, strategy)
 
 
@@ -88,12 +88,12 @@ def projected_backward(
     h: Tensor,
     u: Tensor,
     h0: Tensor | None,
-    bounds: Bounds,
+    extents: Extents,
     recurrence: Recurrence,
     strategy: Strategy,
 ) -> Tensors:
     """`scan_backward` with grad_h = grad_next @ weight_next."""
-    options = _schema_arguments(bounds, recurrence)
+    options = _schema_arguments(extents, recurrence)
     operator = torch.ops.fastindrnn.projected_backward.default
     return operator(grad_next, weight_next, grad_h_n, h, u, h0, *options, strategy)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import Bounds
+from ..options import Extents
 
 
 def channels_contiguous(x: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ def empty_like_input(x: Tensor, channels: int, layers: int | None = None) -> Ten
     return x.new_empty(*first, *x.shape[:-1], channels)
 
 
-def batch_size(x: Tensor, bounds: Bounds) -> int:
+def batch_size(x: Tensor, extents: Extents) -> int:
     """B, the number of sequences."""
-    return x.shape[0] if bounds.cu_seqlens is None else bounds.cu_seqlens.shape[0] - 1
+    return x.shape[0] if extents.cu_seqlens is None else extents.cu_seqlens.shape[0] - 1
 
 
 def flat(x: Tensor, like: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..options import Bounds
+from ..options import Extents
 from . import calls, flops, vmap
 from .backends import kernels_of
 from .layout import batch_size, channels_contiguous, contiguous, empty_like_input, flat, product
@@ -31,13 +31,13 @@ from .registration import NO_GRADIENTS, Operator
 from .scan import first_gradients, forms_of_gradients
 
 
-def _indrnn(x, weight, bias, u, h0, bounds, recurrence, strategy):
+def _indrnn(x, weight, bias, u, h0, extents, recurrence, strategy):
     x = channels_contiguous(x)
     h = empty_like_input(x, weight.shape[0])
-    return h, _forward(x, weight, bias, u, h0, h, bounds, recurrence, strategy)
+    return h, _forward(x, weight, bias, u, h0, h, extents, recurrence, strategy)
 
 
-def _forward(x, weight, bias, u, h0, h, bounds, recurrence, strategy):
+def _forward(x, weight, bias, u, h0, h, extents, recurrence, strategy):
     """Writes h, returns h_n."""
     return kernels_of(x).indrnn_forward(
         x,
@@ -50,36 +50,36 @@ def _forward(x, weight, bias, u, h0, h, bounds, recurrence, strategy):
         reverse=recurrence.direction == "reverse",
         bidirectional=recurrence.direction == "both",
         strategy=strategy,
-        **bounds.by_name(),
+        **extents.by_name(),
     )
 
 
-def _indrnn_fake(x, weight, bias, u, h0, bounds, recurrence, strategy):
+def _indrnn_fake(x, weight, bias, u, h0, extents, recurrence, strategy):
     N = weight.shape[0]
-    return empty_like_input(channels_contiguous(x), N), x.new_empty(batch_size(x, bounds), N)
+    return empty_like_input(channels_contiguous(x), N), x.new_empty(batch_size(x, extents), N)
 
 
 def _indrnn_setup(ctx, inputs, output):
-    x, weight, _, u, h0, bounds, ctx.recurrence, _ = inputs
+    x, weight, _, u, h0, extents, ctx.recurrence, _ = inputs
     x = x if ctx.needs_input_grad[1] else None  # for the weight's gradient alone
     ctx.save_for_backward(
-        output[0], u, h0, x, weight, bounds.lengths, bounds.cu_seqlens, bounds.resets
+        output[0], u, h0, x, weight, extents.lengths, extents.cu_seqlens, extents.resets
     )
 
 
 def _indrnn_gradient(ctx, grad_h, grad_h_n):
     h, u, h0, x, weight, lengths, cu_seqlens, resets = ctx.saved_tensors
-    bounds = Bounds(lengths, cu_seqlens, resets)
-    grads = first_gradients(grad_h, grad_h_n, h, u, h0, bounds, ctx.recurrence)
-    grad_a, grad_u, grad_h0, grad_b = grads
+    extents = Extents(lengths, cu_seqlens, resets)
+    grads = first_gradients(grad_h, grad_h_n, h, u, h0, extents, ctx.recurrence)
+    grad_a, grad_u, grad_h0, grad_bias = grads
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x = product(grad_a, weight) if needs_x else None
     grad_weight = _weight_gradient(grad_a, x) if needs_weight else None
-    grad_b = grad_b if needs_bias else None
-    return grad_x, grad_weight, grad_b, grad_u, grad_h0, *NO_GRADIENTS, None
+    grad_bias = grad_bias if needs_bias else None
+    return grad_x, grad_weight, grad_bias, grad_u, grad_h0, *NO_GRADIENTS, None
 
 
-def _stack(x, weights, biases, us, h0, bounds, recurrence, strategy):
+def _stack(x, weights, biases, us, h0, extents, recurrence, strategy):
     *inner, last = us
     N = len(last)
     x = channels_contiguous(x)
@@ -88,7 +88,7 @@ def _stack(x, weights, biases, us, h0, bounds, recurrence, strategy):
         bias = biases[layer] if biases else None
         state = None if h0 is None else h0[layer]
         weight, u = weights[layer], us[layer]
-        ends.append(_forward(x, weight, bias, u, state, out, bounds, recurrence, strategy))
+        ends.append(_forward(x, weight, bias, u, state, out, extents, recurrence, strategy))
         x = out
     # Into memory of its own: what torch.stack returns is a view to autograd, which then refuses to
     # have it changed in place.
@@ -96,25 +96,25 @@ def _stack(x, weights, biases, us, h0, bounds, recurrence, strategy):
     return h, torch.stack(ends, out=h_n), between
 
 
-def _stack_fake(x, weights, biases, us, h0, bounds, recurrence, strategy):
+def _stack_fake(x, weights, biases, us, h0, extents, recurrence, strategy):
     L, N = len(us), us[0].shape[0]
-    h_n, like = x.new_empty(L, batch_size(x, bounds), N), channels_contiguous(x)
+    h_n, like = x.new_empty(L, batch_size(x, extents), N), channels_contiguous(x)
     return empty_like_input(like, N), h_n, empty_like_input(like, N, L - 1)
 
 
 def _stack_setup(ctx, inputs, output):
-    x, weights, biases, us, h0, bounds, ctx.recurrence, ctx.strategy = inputs
+    x, weights, biases, us, h0, extents, ctx.recurrence, ctx.strategy = inputs
     x = x if ctx.needs_input_grad[1] else None  # for the gradient of the first weight alone
     h, _, between = output
     ctx.layers, ctx.has_biases = len(us), bool(biases)
-    of_the_batch = bounds.lengths, bounds.cu_seqlens, bounds.resets
+    of_the_batch = extents.lengths, extents.cu_seqlens, extents.resets
     ctx.save_for_backward(h, between, x, h0, *of_the_batch, *weights, *us)
 
 
 def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
     L = ctx.layers
     h, between, x, h0, lengths, cu_seqlens, resets, *parameters = ctx.saved_tensors
-    bounds, weights, us = Bounds(lengths, cu_seqlens, resets), parameters[:L], parameters[L:]
+    extents, weights, us = Extents(lengths, cu_seqlens, resets), parameters[:L], parameters[L:]
     needs_x, *needs, needs_h0 = ctx.needs_input_grad[:5]
     trained = [any(kind[layer] for kind in needs if kind) for layer in range(L)]
     lowest = 0 if needs_x or needs_h0 else trained.index(True)
@@ -134,7 +134,7 @@ def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
                 h=h,
                 u=u,
                 h0=start,
-                bounds=bounds,
+                extents=extents,
                 recurrence=ctx.recurrence,
                 strategy=ctx.strategy,
             )
@@ -142,7 +142,7 @@ def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
             if layer < L - 1:
                 grad_h = product(grad_a, weights[layer + 1])
                 grad_h = grad_h if grad_between is None else grad_h + grad_between[layer]
-            found = first_gradients(grad_h, end, h, u, start, bounds, ctx.recurrence)
+            found = first_gradients(grad_h, end, h, u, start, extents, ctx.recurrence)
             grad_h = None
         grad_a = found[0]
         grad_weight = _weight_gradient(grad_a, inputs[layer]) if needs[0][layer] else None
@@ -160,7 +160,7 @@ def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
     )
 
 
-def _projected_backward(grad_next, weight_next, grad_h_n, h, u, h0, bounds, recurrence, strategy):
+def _projected_backward(grad_next, weight_next, grad_h_n, h, u, h0, extents, recurrence, strategy):
     return kernels_of(h).projected_backward(
         channels_contiguous(grad_next),
         weight_next,
@@ -172,12 +172,12 @@ def _projected_backward(grad_next, weight_next, grad_h_n, h, u, h0, bounds, recu
         reverse=recurrence.direction == "reverse",
         grad_clip=recurrence.grad_clip,
         strategy=strategy,
-        **bounds.by_name(),
+        **extents.by_name(),
     )
 
 
-def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, bounds, *_):
-    return forms_of_gradients(h, u, h0, bounds)
+def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, extents, *_):
+    return forms_of_gradients(h, u, h0, extents)
 
 
 def _weight_gradient(grad_a, x):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..options import Bounds, Recurrence
+from ..options import Extents, Recurrence
 
 OPTIONS = (
     "Tensor? lengths, Tensor? cu_seqlens, Tensor? resets, "
@@ -22,7 +22,7 @@ library = torch.library.Library("fastindrnn", "DEF")
 class Operator:
     """An operator `fastindrnn::NAME` with the arguments `tensors`, OPTIONS and `more`.
 
-    Every function that is registered for it takes `tensors` one by one, then `Bounds`, then
+    Every function that is registered for it takes `tensors` one by one, then `Extents`, then
     `Recurrence`, then `more`.
     """
 
@@ -35,9 +35,9 @@ class Operator:
     def _records(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         options = arguments[self.count :]
         lengths, cu_seqlens, resets, nonlinearity, direction, grad_clip, *more = options
-        bounds = Bounds(lengths, cu_seqlens, resets)
+        extents = Extents(lengths, cu_seqlens, resets)
         recurrence = Recurrence(nonlinearity, direction, grad_clip)
-        return *arguments[: self.count], bounds, recurrence, *more
+        return *arguments[: self.count], extents, recurrence, *more
 
     def register(self, run: Callable, fake: Callable, vmap: Callable) -> None:
         """The operator's functions.
@@ -45,7 +45,7 @@ class Operator:
         Args:
             run: computes the results.
             fake: makes fake tensors in the form of the results.
-            vmap: computes the results for a batch of models, as vmap(size, tensors, dims, bounds,
+            vmap: computes the results for a batch of models, as vmap(size, tensors, dims, extents,
                 recurrence, *more), where `dims[i]` is the dimension in which tensor i is mapped, or
                 None. Returns the results and the dimensions in which these are mapped.
         """

@@ -10,7 +10,7 @@ channels: views of the same tensors, so that nothing is copied.
 
 import torch
 
-from ..options import Bounds
+from ..options import Extents
 from . import calls, vmap
 from .backends import kernels_of
 from .layout import batch_size, channels_contiguous, contiguous, empty_like_input, halves, joined
@@ -18,7 +18,7 @@ from .registration import NO_GRADIENTS, Operator, library
 from .second_order import second_gradients
 
 
-def _scan(a, u, h0, bounds, recurrence):
+def _scan(a, u, h0, extents, recurrence):
     a = channels_contiguous(a)
     h = empty_like_input(a, a.shape[-1])
 
@@ -30,7 +30,7 @@ def _scan(a, u, h0, bounds, recurrence):
             h,
             nonlinearity=recurrence.nonlinearity,
             reverse=reverse,
-            **bounds.by_name(),
+            **extents.by_name(),
         )
 
     if recurrence.direction != "both":
@@ -39,13 +39,13 @@ def _scan(a, u, h0, bounds, recurrence):
     return h, torch.cat((run(*first, reverse=False), run(*second, reverse=True)), -1)
 
 
-def _scan_fake(a, u, h0, bounds, recurrence):
+def _scan_fake(a, u, h0, extents, recurrence):
     N = a.shape[-1]
-    h_n = a.new_empty(batch_size(a, bounds), N)
+    h_n = a.new_empty(batch_size(a, extents), N)
     return empty_like_input(channels_contiguous(a), N), h_n
 
 
-def _scan_backward(grad_h, grad_h_n, h, u, h0, bounds, recurrence):
+def _scan_backward(grad_h, grad_h_n, h, u, h0, extents, recurrence):
     def run(grad_h, grad_h_n, h, u, h0, grad_a, *, reverse):
         return kernels_of(h).scan_backward(
             channels_contiguous(grad_h),
@@ -57,7 +57,7 @@ def _scan_backward(grad_h, grad_h_n, h, u, h0, bounds, recurrence):
             nonlinearity=recurrence.nonlinearity,
             reverse=reverse,
             grad_clip=recurrence.grad_clip,
-            **bounds.by_name(),
+            **extents.by_name(),
         )
 
     if recurrence.direction != "both":
@@ -70,51 +70,51 @@ def _scan_backward(grad_h, grad_h_n, h, u, h0, bounds, recurrence):
     return grad_a, *joined(first_grads, second_grads)
 
 
-def forms_of_gradients(h, u, h0, bounds):
+def forms_of_gradients(h, u, h0, extents):
     """Fake tensors for the gradients of a, u, h0 and the bias."""
     dtype = h.dtype if h0 is None else h0.dtype
-    grad_h0 = h.new_empty(batch_size(h, bounds), h.shape[-1], dtype=dtype)
-    grad_b = h.new_empty(h.shape[-1])
-    return torch.empty_like(channels_contiguous(h)), torch.empty_like(u), grad_h0, grad_b
+    grad_h0 = h.new_empty(batch_size(h, extents), h.shape[-1], dtype=dtype)
+    grad_bias = h.new_empty(h.shape[-1])
+    return torch.empty_like(channels_contiguous(h)), torch.empty_like(u), grad_h0, grad_bias
 
 
-def _scan_backward_fake(grad_h, grad_h_n, h, u, h0, bounds, recurrence):
-    return forms_of_gradients(h, u, h0, bounds)
+def _scan_backward_fake(grad_h, grad_h_n, h, u, h0, extents, recurrence):
+    return forms_of_gradients(h, u, h0, extents)
 
 
-def first_gradients(grad_h, grad_h_n, h, u, h0, bounds, recurrence):
+def first_gradients(grad_h, grad_h_n, h, u, h0, extents, recurrence):
     """The gradients of a, u and h0 from those of h and h_n, and the gradient of the bias."""
     if grad_h is None:
         zeros = h.new_zeros(*h.shape[:-2], 1, h.shape[-1])
         grad_h = zeros.expand_as(h)  # memory of one time step for all of them
-    grads = calls.scan_backward(grad_h, grad_h_n, h, u, h0, bounds, recurrence)
-    grad_a, grad_u, grad_h0, grad_b = grads
-    return grad_a, grad_u, None if h0 is None else grad_h0, grad_b
+    grads = calls.scan_backward(grad_h, grad_h_n, h, u, h0, extents, recurrence)
+    grad_a, grad_u, grad_h0, grad_bias = grads
+    return grad_a, grad_u, None if h0 is None else grad_h0, grad_bias
 
 
 def _scan_setup(ctx, inputs, output):
-    _, u, h0, bounds, ctx.recurrence = inputs
-    ctx.save_for_backward(output[0], u, h0, bounds.lengths, bounds.cu_seqlens, bounds.resets)
+    _, u, h0, extents, ctx.recurrence = inputs
+    ctx.save_for_backward(output[0], u, h0, extents.lengths, extents.cu_seqlens, extents.resets)
 
 
 def _scan_gradient(ctx, grad_h, grad_h_n):
     h, u, h0, lengths, cu_seqlens, resets = ctx.saved_tensors
-    bounds = Bounds(lengths, cu_seqlens, resets)
-    *grads, _ = first_gradients(grad_h, grad_h_n, h, u, h0, bounds, ctx.recurrence)
+    extents = Extents(lengths, cu_seqlens, resets)
+    *grads, _ = first_gradients(grad_h, grad_h_n, h, u, h0, extents, ctx.recurrence)
     return *grads, *NO_GRADIENTS
 
 
 def _scan_backward_setup(ctx, inputs, output):
-    grad_h, grad_h_n, h, u, h0, bounds, ctx.recurrence = inputs
+    grad_h, grad_h_n, h, u, h0, extents, ctx.recurrence = inputs
     ctx.save_for_backward(
-        grad_h, grad_h_n, h, u, h0, output[0], bounds.lengths, bounds.cu_seqlens, bounds.resets
+        grad_h, grad_h_n, h, u, h0, output[0], extents.lengths, extents.cu_seqlens, extents.resets
     )
 
 
 def _scan_backward_gradient(ctx, *grads):
     *tensors, lengths, cu_seqlens, resets = ctx.saved_tensors
-    bounds = Bounds(lengths, cu_seqlens, resets)
-    return *second_gradients(grads, tensors, bounds, ctx.recurrence), *NO_GRADIENTS
+    extents = Extents(lengths, cu_seqlens, resets)
+    return *second_gradients(grads, tensors, extents, ctx.recurrence), *NO_GRADIENTS
 
 
 def _clip_gradient(x, limit):

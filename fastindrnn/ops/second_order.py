@@ -3,7 +3,7 @@
     s_t     the state that step t starts from: h_{t-1}; h0 at the first step; 0 after a reset
     d_t     the gradient of a_t, what `scan_backward` computes
     k_t     f'(z_t), or 0 where the clip acted on d_t
-    v_*     the gradients of `scan_backward`'s results, grad_a, grad_u, grad_h0 and grad_b
+    v_*     the gradients of `scan_backward`'s results, grad_a, grad_u, grad_h0 and grad_bias
 
 With v_0 = v_h0, a recurrence in the direction of the scan gives v_t, the gradient with respect to
 the grad_h of step t:
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..options import Bounds, Recurrence, opposite
+from ..options import Extents, Recurrence, opposite
 from . import calls
 from .layout import halves, joined
 
@@ -45,22 +45,22 @@ class _Tensors:
     v_b: Tensor | None
 
 
-def second_gradients(grads, tensors, bounds, recurrence):
+def second_gradients(grads, tensors, extents, recurrence):
     """The gradients of `scan_backward`'s tensors (grad_h, grad_h_n, h, u, h0), from those of its
     results; `tensors` are these five and its first result, grad_a."""
     operands = *tensors, *grads
     if recurrence.direction != "both":
-        return _one_direction(_Tensors(*operands), bounds, recurrence)
+        return _one_direction(_Tensors(*operands), extents, recurrence)
     forward, reverse = (_Tensors(*half) for half in halves(*operands))
     return joined(
-        _one_direction(forward, bounds, recurrence.towards("forward")),
-        _one_direction(reverse, bounds, recurrence.towards("reverse")),
+        _one_direction(forward, extents, recurrence.towards("forward")),
+        _one_direction(reverse, extents, recurrence.towards("reverse")),
     )
 
 
-def _one_direction(t, bounds, recurrence):
+def _one_direction(t, extents, recurrence):
     h, u, d = t.h, t.u, t.grad_a
-    order = _TimeOrder(h, bounds, recurrence.direction == "reverse")
+    order = _TimeOrder(h, extents, recurrence.direction == "reverse")
     v_a = torch.zeros_like(h) if t.v_a is None else t.v_a
     v_a = v_a if t.v_b is None else v_a + t.v_b
     v_u = torch.zeros_like(u) if t.v_u is None else t.v_u
@@ -70,7 +70,7 @@ def _one_direction(t, bounds, recurrence):
     arriving = v_a + v_u * order.previous(h, state_0)
     arriving = arriving + u * order.previous(torch.zeros_like(h), v_0)
     clipped = None if recurrence.grad_clip is None else d.abs() >= recurrence.grad_clip
-    v = _slopes_times(arriving, h, u, clipped, order, bounds, recurrence)
+    v = _slopes_times(arriving, h, u, clipped, order, extents, recurrence)
     v_before = order.previous(v, v_0)
     grad_u = (d * v_before).sum(tuple(range(d.dim() - 1)))
     grad_s = v_u * d
@@ -94,7 +94,7 @@ def _one_direction(t, bounds, recurrence):
     )
 
 
-def _slopes_times(arriving, h, u, clipped, order, bounds, recurrence):
+def _slopes_times(arriving, h, u, clipped, order, extents, recurrence):
     """v, by `scan_backward` in the other direction, which takes the slopes k from a state: where
     the clip acted, from one at which the nonlinearity is flat."""
     state, other = h, recurrence.without_clip()
@@ -105,33 +105,33 @@ def _slopes_times(arriving, h, u, clipped, order, bounds, recurrence):
         flat = {"relu": 0.0, "relu6": 0.0, "hardtanh": -1.0, "tanh": 1.0}[recurrence.nonlinearity]
         state = torch.where(clipped, flat, h)
     other = other.towards(opposite(recurrence.direction))
-    bounds = Bounds(bounds.lengths, bounds.cu_seqlens, order.next_resets())
-    return calls.scan_backward(arriving.to(h.dtype), None, state, u, None, bounds, other)[0]
+    extents = Extents(extents.lengths, extents.cu_seqlens, order.next_resets())
+    return calls.scan_backward(arriving.to(h.dtype), None, state, u, None, extents, other)[0]
 
 
 class _TimeOrder:
     """Which steps of each sequence come before and after which, in one direction of time, for whole
     tensors (B, T, N) or (total, N)."""
 
-    def __init__(self, h, bounds, reverse):
+    def __init__(self, h, extents, reverse):
         steps = torch.arange(h.shape[-2], device=h.device)
-        if bounds.cu_seqlens is None:
+        if extents.cu_seqlens is None:
             begin = torch.zeros(h.shape[0], 1, dtype=torch.long, device=h.device)
-            lengths = bounds.lengths
+            lengths = extents.lengths
             end = begin + h.shape[1] if lengths is None else lengths[:, None]
             sequence = torch.arange(h.shape[0], device=h.device)[:, None]
             self.valid = steps < end
         else:
-            lengths = bounds.cu_seqlens.diff()
+            lengths = extents.cu_seqlens.diff()
             sequence = torch.arange(len(lengths), device=h.device).repeat_interleave(lengths)
-            begin, end = bounds.cu_seqlens[:-1][sequence], bounds.cu_seqlens[1:][sequence]
+            begin, end = extents.cu_seqlens[:-1][sequence], extents.cu_seqlens[1:][sequence]
             self.valid = torch.ones_like(sequence, dtype=torch.bool)
         is_begin = ((steps == begin) & (begin < end))[..., None]
         is_end = (steps == end - 1)[..., None]
         self.is_first, self.is_last = (is_end, is_begin) if reverse else (is_begin, is_end)
         self.shift = -1 if reverse else 1
         self.sequence = sequence
-        self.reset = None if bounds.resets is None else bounds.resets[..., None]
+        self.reset = None if extents.resets is None else extents.resets[..., None]
 
     def _unless_reset(self, x):
         return x if self.reset is None else torch.where(self.reset, 0.0, x)

@@ -26,12 +26,12 @@ def _split(x, size, directions):
     return x.transpose(-3, -2).flatten(-2)
 
 
-def _as_one_model(operator, size, tensors, dims, bounds, recurrence):
+def _as_one_model(operator, size, tensors, dims, extents, recurrence):
     """An operator without a product, on `size` times the channels."""
     directions = 2 if recurrence.direction == "both" else 1
     pairs = zip(tensors, dims, strict=True)
     merged = [_merge(x, dim, size, directions) for x, dim in pairs]
-    results = operator(*merged, bounds, recurrence)
+    results = operator(*merged, extents, recurrence)
     return tuple(_split(y, size, directions) for y in results), tuple(y.dim() - 1 for y in results)
 
 
@@ -47,14 +47,14 @@ def _project(size, x, weight):
     return (y[0], None) if y.shape[0] < size else (y, 0)
 
 
-def scan(size, tensors, dims, bounds, recurrence):
+def scan(size, tensors, dims, extents, recurrence):
     """The rule of fastindrnn::scan."""
-    return _as_one_model(calls.scan, size, tensors, dims, bounds, recurrence)
+    return _as_one_model(calls.scan, size, tensors, dims, extents, recurrence)
 
 
-def scan_backward(size, tensors, dims, bounds, recurrence):
+def scan_backward(size, tensors, dims, extents, recurrence):
     """The rule of fastindrnn::scan_backward."""
-    return _as_one_model(calls.scan_backward, size, tensors, dims, bounds, recurrence)
+    return _as_one_model(calls.scan_backward, size, tensors, dims, extents, recurrence)
 
 
 def clip_gradient(info, in_dims, x, limit):
@@ -62,7 +62,7 @@ def clip_gradient(info, in_dims, x, limit):
     return calls.clip_gradient(x, limit), in_dims[0]
 
 
-def indrnn(size, tensors, dims, bounds, recurrence, strategy):
+def indrnn(size, tensors, dims, extents, recurrence, strategy):
     """The rule of fastindrnn::indrnn: a batch of products, then one recurrence."""
     x, weight, bias, u, h0 = tensors
     x_dim, weight_dim, bias_dim, u_dim, h0_dim = dims
@@ -73,10 +73,10 @@ def indrnn(size, tensors, dims, bounds, recurrence, strategy):
         a = a + bias.view(len(bias), *[1] * (a.dim() - 2), -1)
         mapped = 0
         a = a.expand(size, *a.shape[1:])
-    return scan(size, (a, u, h0), (mapped, u_dim, h0_dim), bounds, recurrence)
+    return scan(size, (a, u, h0), (mapped, u_dim, h0_dim), extents, recurrence)
 
 
-def stack(size, tensors, dims, bounds, recurrence, strategy):
+def stack(size, tensors, dims, extents, recurrence, strategy):
     """The rule of fastindrnn::stack: layer by layer."""
     x, weights, biases, us, h0 = tensors
     x_dim, weight_dims, bias_dims, u_dims, h0_dim = dims
@@ -90,7 +90,7 @@ def stack(size, tensors, dims, bounds, recurrence, strategy):
             size,
             (x, weight, bias, u, state),
             (x_dim, weight_dims[layer], bias_dim, u_dims[layer], state_dim),
-            bounds,
+            extents,
             recurrence,
             strategy,
         )
@@ -100,10 +100,10 @@ def stack(size, tensors, dims, bounds, recurrence, strategy):
     return (h, torch.stack(ends, 1), torch.stack(between, 1)), (0, 0, 0)
 
 
-def projected_backward(size, tensors, dims, bounds, recurrence, strategy):
+def projected_backward(size, tensors, dims, extents, recurrence, strategy):
     """The rule of fastindrnn::projected_backward: a batch of products, then one recurrence."""
     grad_next, weight_next, *others = tensors
     next_dim, weight_dim, *other_dims = dims
     weight = _front(weight_next, weight_dim)
     grad_h, mapped = _project(size, _front(grad_next, next_dim), weight)
-    return scan_backward(size, (grad_h, *others), (mapped, *other_dims), bounds, recurrence)
+    return scan_backward(size, (grad_h, *others), (mapped, *other_dims), extents, recurrence)

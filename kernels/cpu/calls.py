@@ -22,7 +22,7 @@ cost more: each product packs the weight again, and the threads wait for each ot
 import torch
 
 from ..tensors import flat_view, flatten_like, state_dtype
-from .launch import Options, Sequences, run_backward, run_forward
+from .launch import Extents, Options, run_backward, run_forward
 
 
 def scan_forward(
@@ -53,7 +53,7 @@ def scan_forward(
         bias=None if bias is None else _to(bias, dtype),
         h0=None if h0 is None else _to(h0, dtype),
         h_n=h_n,
-        sequences=Sequences(lengths, cu_seqlens, resets),
+        extents=Extents(lengths, cu_seqlens, resets),
         options=Options(nonlinearity, reverse, bidirectional=bidirectional, chunks=chunks),
     )
     return _to(h_n, a.dtype)
@@ -95,7 +95,7 @@ def scan_backward(
         u=_to(u, dtype),
         h0=None if h0 is None else _to(h0, dtype),
         grad_state=grad_state,
-        sequences=Sequences(lengths, cu_seqlens, resets),
+        extents=Extents(lengths, cu_seqlens, resets),
         options=Options(nonlinearity, reverse, grad_clip=grad_clip, chunks=chunks),
     )
     grad_h0 = _to(grad_state, h.dtype if h0 is None else h0.dtype)

@@ -221,9 +221,9 @@ def time_range(args, b):
     Values out of range are moved into it: compiled code must not write outside of a tensor.
     """
     if args.cu_seqlens:
-        bounds = elements(args.cu_seqlens, b, 2, np.int64(0))
-        begin = min(max(bounds[0], 0), args.T)
-        return begin, min(max(bounds[1], begin), args.T) - begin
+        ends = elements(args.cu_seqlens, b, 2, np.int64(0))  # of the sequence before, and of b
+        begin = min(max(ends[0], 0), args.T)
+        return begin, min(max(ends[1], begin), args.T) - begin
     if args.lengths:
         length = elements(args.lengths, b, 1, np.int64(0))[0]
         return np.int64(0), min(max(length, 0), args.T)

@@ -38,7 +38,7 @@ class Options(NamedTuple):
     chunks: int | None = None  # of time; None: as `plan` says
 
 
-class Sequences(NamedTuple):
+class Extents(NamedTuple):
     """Where sequences end before the last time step, and where they start anew."""
 
     lengths: Tensor | None  # [B] int64
@@ -53,7 +53,7 @@ def run_forward(
     bias,  # [N] or None
     h0,  # [B, N] or None
     h_n,  # [B, N], is written
-    sequences,
+    extents,
     options,
 ):
     """Runs the forward loop.
@@ -61,11 +61,11 @@ def run_forward(
     a and h have adjacent channels and any strides of batch and time. All other tensors are
     contiguous, of the type that the loops compute in.
     """
-    B, N, repeats = _sequences_and_channels(h_n, (a, h), sequences, options)
+    B, N, repeats = _sequences_and_channels(h_n, (a, h), extents, options)
     if repeats > 1:
         u, bias = u.repeat(repeats), None if bias is None else bias.repeat(repeats)
     in_place = a.data_ptr() == h.data_ptr()
-    arguments, threads = _arguments(B, N, h, in_place, sequences, options)
+    arguments, threads = _arguments(B, N, h, in_place, extents, options)
     arguments.a, arguments.a_stride_b, arguments.a_stride_t = _address_and_strides(a)
     arguments.u, arguments.h_n = u.data_ptr(), h_n.data_ptr()
     if bias is not None:
@@ -82,15 +82,15 @@ def run_backward(
     u,  # [N]
     h0,  # [B, N] or None
     grad_state,  # [B, N], the gradient of h_n; is overwritten with that of h0
-    sequences,
+    extents,
     options,
 ):
     """Runs the backward loop on tensors as those of `run_forward`, returns grad_u and grad_bias,
     [N] each."""
-    B, N, repeats = _sequences_and_channels(grad_state, (grad_h, h, grad_a), sequences, options)
+    B, N, repeats = _sequences_and_channels(grad_state, (grad_h, h, grad_a), extents, options)
     if repeats > 1:
         u = u.repeat(repeats)
-    arguments, threads = _arguments(B, N, h, True, sequences, options)
+    arguments, threads = _arguments(B, N, h, True, extents, options)
     sums = grad_state.new_empty(2, B * arguments.chunks * repeats, N // repeats)
     arguments.grad_u, arguments.grad_bias = sums[0].data_ptr(), sums[1].data_ptr()
     address, stride_b, stride_t = _address_and_strides(grad_h)
@@ -106,7 +106,7 @@ def run_backward(
     return sums[0].sum(0), sums[1].sum(0)
 
 
-def _sequences_and_channels(state, time_steps, sequences, options):
+def _sequences_and_channels(state, time_steps, extents, options):
     """B, N, and how many sequences of the batch each of the B stands for.
 
     A time-first batch [B, T, N] whose sequences all have T steps is one sequence of B * N channels,
@@ -114,7 +114,7 @@ def _sequences_and_channels(state, time_steps, sequences, options):
 
     state: [B, N]. time_steps: all tensors with a time axis.
     """
-    (B, N), (lengths, cu_seqlens, resets) = state.shape, sequences
+    (B, N), (lengths, cu_seqlens, resets) = state.shape, extents
     if B < 2 or options.bidirectional or lengths is not None or cu_seqlens is not None:
         return B, N, 1
     if resets is not None or any(x.stride(0) != N or x.shape[1] < 2 for x in time_steps):
@@ -122,13 +122,13 @@ def _sequences_and_channels(state, time_steps, sequences, options):
     return 1, B * N, B
 
 
-def _arguments(B, N, h, in_place, sequences, options):
+def _arguments(B, N, h, in_place, extents, options):
     """What forward and backward have in common, and the number of threads."""
     threads = openmp.thread_count(h.numel())
     fixed = _arguments_without_tensors(B, h.shape[-2], N, threads, in_place, options)
     arguments = Arguments.from_buffer_copy(fixed)
     arguments.h, arguments.h_stride_b, arguments.h_stride_t = _address_and_strides(h)
-    lengths, cu_seqlens, resets = sequences
+    lengths, cu_seqlens, resets = extents
     if lengths is not None:
         arguments.lengths = lengths.data_ptr()
     if cu_seqlens is not None:

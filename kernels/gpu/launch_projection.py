@@ -131,8 +131,8 @@ def projected_backward(
             stride_dt=stride_dt,
             **arguments,
         )
-    grad_u, grad_b = (terms.sum((0, 1)) for terms in sums)
-    return grad_a, grad_u.to(u.dtype), grad_h0, grad_b.to(h.dtype)
+    grad_u, grad_bias = (terms.sum((0, 1)) for terms in sums)
+    return grad_a, grad_u.to(u.dtype), grad_h0, grad_bias.to(h.dtype)
 
 
 def _split_forward(x, weight, bias, u, h0, h, options, directions, slices):

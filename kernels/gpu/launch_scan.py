@@ -101,7 +101,7 @@ def scan_backward(
     block_n=None,
 ):
     """The gradients (grad_a, grad_u, grad_h0) of `scan_forward`, from the h that it stored, and
-    grad_b (N,), the sum of grad_a over batch and time.
+    grad_bias (N,), the sum of grad_a over batch and time.
 
     grad_h: like h. grad_h_n: (B, N), or None for zeros. grad_clip: the bound of the gradient with
     respect to each a_t, applied at every step before it is passed on; or None. grad_a: a tensor to
@@ -148,8 +148,8 @@ def scan_backward(
             **arguments,
             **COMPILER_OPTIONS,
         )
-    grad_u, grad_b = (terms.sum((0, 1)) for terms in sums)
-    return grad_a, grad_u.to(u.dtype), grad_h0, grad_b.to(h.dtype)
+    grad_u, grad_bias = (terms.sum((0, 1)) for terms in sums)
+    return grad_a, grad_u.to(u.dtype), grad_h0, grad_bias.to(h.dtype)
 
 
 def _chunk_starts(B, arguments, p, h, u, *, given, first, clip):

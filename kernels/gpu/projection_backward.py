@@ -79,7 +79,7 @@ def _fused_bwd_kernel(
 ):
     """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c) with g_t = W^T x_t, which is not stored.
 
-    grad_u = sum d_t * h_{t-1}, grad_b = sum d_t, grad_h0 = u * d of the first time; m_t, the
+    grad_u = sum d_t * h_{t-1}, grad_bias = sum d_t, grad_h0 = u * d of the first time; m_t, the
     gradient of h_n and resets as in `_scan_bwd_kernel`. Grid: as for one direction of
     `_fused_fwd_kernel`. Reads the h that the forward saved. Floor: the larger of 2*B*T*K*N
     operations on the tensor cores, and x and h read and d written once, B*T*(K + 2*N) elements.

@@ -145,11 +145,11 @@ def _scan_fwd_kernel(
 
 @triton.jit
 def _backward_steps(
-    d, grad_u, grad_b, h, extra, u, h0, lo, hi,
+    d, grad_u, grad_bias, h, extra, u, h0, lo, hi,
     g_rows, h_rows, resets, d_pointers, i, offs_n, N, left,
     LO: tl.constexpr, HI: tl.constexpr, TANH: tl.constexpr, HAS_RESETS: tl.constexpr,
 ):  # fmt: skip
-    """The steps from i on, one for each of g_rows: stores d; returns d, grad_u, grad_b and h for
+    """The steps from i on, one for each of g_rows: stores d; returns d, grad_u, grad_bias and h for
     the step after them.
 
     left: the number of steps that the sequence has from step i on; no more of them are taken. d:
@@ -169,7 +169,7 @@ def _backward_steps(
             new = tl.where(at_bound(h, LO, HI), 0.0, step(g, u, d, lo, hi))
         tl.store(d_ptrs, new, mask=channel_mask(offs_n, N, r < left))
         d_ptrs += d_pointers[1]
-        grad_b = tl.where(r < left, grad_b + new, grad_b)
+        grad_bias = tl.where(r < left, grad_bias + new, grad_bias)
         h = tl.where(r == left - 1, h0, h_rows[r].to(d.dtype))
         product = new * h
         if HAS_RESETS:
@@ -178,7 +178,7 @@ def _backward_steps(
             new = tl.where(reset, 0.0, new)
         grad_u = tl.where(r < left, grad_u + product, grad_u)
         d = tl.where(r < left, new, d)
-    return d, grad_u, grad_b, h
+    return d, grad_u, grad_bias, h
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -218,8 +218,8 @@ def _scan_bwd_kernel(
     EVEN_N: tl.constexpr,  # N is a multiple of BLOCK_N
     VECTOR: tl.constexpr,  # a power of two that divides N and the strides of g, h and d
 ):
-    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c); grad_u = sum d_t * h_{t-1}; grad_b = sum d_t;
-    grad_h0 = u * d of the first time.
+    """d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c); grad_u = sum d_t * h_{t-1}; grad_bias = sum
+    d_t; grad_h0 = u * d of the first time.
 
     m_t = 0 where h_t is at a bound, else 1; for tanh, 1 - h_t^2. The gradient of h_n is added to
     the g_t of the last time. Where resets[b, t], h_{t-1} does not take part in step t: d_t is
@@ -259,7 +259,7 @@ def _scan_bwd_kernel(
 
     extra = g_n
     grad_u = zeros
-    grad_b = zeros
+    grad_bias = zeros
     h = load_rows(h_pointers, start, offs_n, ragged_N, stop - start, 1)[0].to(ACC)
     HAS_RESETS: tl.constexpr = resets_ptr is not None
     # Steps of a group after the last whole one. In Triton 3.4 `min` would make a tensor of it.
@@ -273,8 +273,8 @@ def _scan_bwd_kernel(
         next_resets = load_resets(resets_pointers, i + ROWS, stop - i - ROWS, ROWS)
         g_rows = load_group(g_pointers, i, offs_n, ragged_N, ROWS, STAGES)
         h_rows = load_group(h_pointers, i + 1, offs_n, ragged_N, ROWS, STAGES)
-        d, grad_u, grad_b, h = _backward_steps(
-            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_rows, h_rows, resets, d_pointers,
+        d, grad_u, grad_bias, h = _backward_steps(
+            d, grad_u, grad_bias, h, extra, u, h0, lo, hi, g_rows, h_rows, resets, d_pointers,
             i, offs_n, ragged_N, more, LO, HI, TANH, HAS_RESETS,
         )  # fmt: skip
         extra = zeros
@@ -282,8 +282,8 @@ def _scan_bwd_kernel(
     for i in range(whole, stop, TAIL):
         g_rows = load_rows(g_pointers, i, offs_n, ragged_N, stop - i, TAIL)
         h_rows = load_rows(h_pointers, i + 1, offs_n, ragged_N, stop - i - 1, TAIL)
-        d, grad_u, grad_b, h = _backward_steps(
-            d, grad_u, grad_b, h, extra, u, h0, lo, hi, g_rows, h_rows, resets, d_pointers,
+        d, grad_u, grad_bias, h = _backward_steps(
+            d, grad_u, grad_bias, h, extra, u, h0, lo, hi, g_rows, h_rows, resets, d_pointers,
             i, offs_n, ragged_N, stop - i, LO, HI, TANH, HAS_RESETS,
         )  # fmt: skip
         extra = zeros
@@ -293,7 +293,7 @@ def _scan_bwd_kernel(
     tl.store(sums, grad_u, mask=mask)
     # In 64 bits. N cannot be widened: Triton passes an N of 1 as a plain number, without `to`.
     sums += (tl.num_programs(0) // tl.cdiv(N, BLOCK_N)).to(tl.int64) * CHUNKS * N
-    tl.store(sums, grad_b, mask=mask)
+    tl.store(sums, grad_bias, mask=mask)
     has_last_step = (stop == length) & ((start < length) | (chunk == 0))
     grad_h0 = tl.where(length == 0, g_n, u * d)
     tl.store(
