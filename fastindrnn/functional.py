@@ -18,7 +18,7 @@ from .checks import (
 )
 from .kernels import reference
 from .ops import calls, check_backend
-from .ops.layout import halves, is_time_first, joined
+from .ops.layout import halves, joined, project
 from .options import (
     Direction,
     Extents,
@@ -239,13 +239,6 @@ def run_step(x: Tensor, parameters: Parameters, h: Tensor | None) -> Tensor:
 def _one_step(x: Tensor, parameters: Parameters, h0: Tensor | None) -> tuple[Tensor, Tensor]:
     h = run_step(x.squeeze(1), parameters, h0)
     return h.unsqueeze(1), h.clone()  # two results that may be changed in place
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """W x + b, in x's order of batch and time in memory."""
-    if is_time_first(x):
-        return linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
-    return linear(x, weight, bias)
 
 
 def _clip_results(limit: float, *tensors: Tensor | None) -> list[Any]:

@@ -17,6 +17,7 @@ from .checks import (
 )
 from .describe import describe_arguments
 from .norm import Norm, NormPosition, check_norm
+from .ops.layout import project
 from .options import Direction, GradClipMode, Nonlinearity
 from .sequences import Sequences
 from .stack import Stack
@@ -152,9 +153,9 @@ class ResidualIndRNN(Stack):
             ends.append(h_n)
             return x
 
-        x = sequences.project(x, self.input.weight, self.input.bias)
+        x = project(x, self.input.weight, self.input.bias)
         block: Any
         for block in self.blocks:
             y = act(block["second"], act(block["first"], x))
-            x = x + sequences.project(y, block["output"].weight, block["output"].bias)
+            x = x + project(y, block["output"].weight, block["output"].bias)
         return act(self.last, x), torch.stack(ends)

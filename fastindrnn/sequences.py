@@ -77,12 +77,6 @@ class Sequences:
             return values[:, None]
         return values.repeat_interleave(self.cu_seqlens.diff(), 0, output_size=x.shape[0])
 
-    def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """W x + b, in the batch's order in memory."""
-        if self.time_first:
-            return nn.functional.linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
-        return nn.functional.linear(x, weight, bias)
-
     def in_memory_order(self, x: Tensor) -> Tensor:
         """x (B, T, features), or a copy of it in the batch's order in memory."""
         if self.time_first:

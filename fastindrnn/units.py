@@ -12,6 +12,7 @@ from . import init
 from .checks import check_layer, check_recurrence
 from .functional import run_layer, run_scan, run_step
 from .norm import Norm, NormPosition, make_norm, normalize, reset_norm
+from .ops.layout import project
 from .options import Direction, GradClipMode, Nonlinearity, Parameters, Recurrence
 from .plan import Plan, plan
 from .sequences import Sequences
@@ -98,7 +99,7 @@ class Layer:
         if weight is not None and plan.way in ("step", "layer"):
             h, h_n = run_layer(x, parameters, h0, extents, self.recurrence, plan.way)
         else:
-            a = x if weight is None else sequences.project(x, weight, parameters.bias)
+            a = x if weight is None else project(x, weight, parameters.bias)
             a = normalize(self.norm, a, sequences, first_step) if is_before else a
             if self.zoneout:
                 draw = self.zoneout, self.training

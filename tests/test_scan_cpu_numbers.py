@@ -56,6 +56,25 @@ def test_nan_in_the_gradient_lasts_until_a_state_at_a_bound(grad_clip, chunks):
     assert (grad_h0 == 0).all()
 
 
+@pytest.mark.parametrize("nonlinearity", ["relu", "identity"])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_an_infinite_output_is_at_no_bound(nonlinearity, chunks):
+    """The gradient passes, as in PyTorch's relu. In float16 a finite state, too, may be stored as
+    an infinity."""
+    a = torch.randn(1, 400, 4, generator=torch.Generator().manual_seed(0))
+    a[0, 150, :2], a[0, 250, 2] = torch.inf, -torch.inf
+    u = torch.tensor([0.0, 0.5, 0.5, -0.5])
+    h, options = torch.empty_like(a), {"nonlinearity": nonlinearity}
+    cpu.scan_forward(a, u, None, h, **options)
+    grad_h = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+    grad_a, grad_u, *_ = cpu.scan_backward(grad_h, None, h, u, None, **options, chunks=chunks)
+    a.requires_grad_()
+    u.requires_grad_()
+    reference.scan(a, u, **options)[0].backward(grad_h)
+    torch.testing.assert_close((grad_a, grad_u), (a.grad, u.grad), equal_nan=True)
+    assert grad_a[0, 150, :2].all()
+
+
 def test_an_infinite_state_lasts_with_any_number_of_threads():
     a = torch.randn(1, 4096, 128, generator=torch.Generator().manual_seed(0))
     a[0, 100, 5] = torch.inf

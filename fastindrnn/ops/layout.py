@@ -5,13 +5,14 @@ lengths follow each other. A padded batch keeps its order in memory: from a time
 strides (channels, B * channels, 1), every result of its form is time-first too.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
+from ..kernels.tensors import is_time_first
 from ..options import Extents
 
 
@@ -29,11 +30,6 @@ def contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def is_time_first(x: Tensor) -> bool:
-    """Whether a padded batch (B, T, channels) lies in memory as (T, B, channels)."""
-    return x.dim() == 3 and x.stride(0) < x.stride(1)
-
-
 def empty_like_input(x: Tensor, channels: int, layers: int | None = None) -> Tensor:
     """Uninitialised memory in x's order of batch and time: (B, T, channels), or (total, channels);
     with `layers` (layers, B, T, channels), or (layers, total, channels)."""
@@ -48,20 +44,11 @@ def batch_size(x: Tensor, extents: Extents) -> int:
     return x.shape[0] if extents.cu_seqlens is None else extents.cu_seqlens.shape[0] - 1
 
 
-def flat(x: Tensor, like: Tensor) -> Tensor:
-    """(B, T, K) as (B*T, K), in the order of batch and time in which `like` lies in memory: a view
-    where x has that order too."""
-    x = x.transpose(0, 1) if is_time_first(like) else x
-    # No -1, which 0 features leave open; nor flatten, for which the vmap of torch.autograd has no
-    # rule.
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight in x's order of batch and time in memory."""
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """W x_t + b at each time step, in x's order of batch and time in memory."""
     if is_time_first(x):
-        return (x.transpose(0, 1) @ weight).transpose(0, 1)
-    return x @ weight
+        return linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
+    return linear(x, weight, bias)
 
 
 def halves(*tensors: Tensor | None) -> list[tuple[Any, ...]]:

@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
+from ..kernels.tensors import flatten_like
 from ..options import Extents
 from . import calls, flops, vmap
 from .backends import kernels_of
-from .layout import batch_size, channels_contiguous, contiguous, empty_like_input, flat, product
+from .layout import batch_size, channels_contiguous, contiguous, empty_like_input, project
 from .registration import NO_GRADIENTS, Operator
 from .scan import first_gradients, forms_of_gradients
 
@@ -73,7 +74,7 @@ def _indrnn_gradient(ctx, grad_h, grad_h_n):
     grads = first_gradients(grad_h, grad_h_n, h, u, h0, extents, ctx.recurrence)
     grad_a, grad_u, grad_h0, grad_bias = grads
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    grad_x = product(grad_a, weight) if needs_x else None
+    grad_x = project(grad_a, weight.t()) if needs_x else None
     grad_weight = _weight_gradient(grad_a, x) if needs_weight else None
     grad_bias = grad_bias if needs_bias else None
     return grad_x, grad_weight, grad_bias, grad_u, grad_h0, *NO_GRADIENTS, None
@@ -140,7 +141,7 @@ def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
             )
         else:
             if layer < L - 1:
-                grad_h = product(grad_a, weights[layer + 1])
+                grad_h = project(grad_a, weights[layer + 1].t())
                 grad_h = grad_h if grad_between is None else grad_h + grad_between[layer]
             found = first_gradients(grad_h, end, h, u, start, extents, ctx.recurrence)
             grad_h = None
@@ -150,7 +151,7 @@ def _stack_gradient(ctx, grad_h, grad_h_n, grad_between):
     grads = [(None,) * 4] * lowest + grads
     grad_weights, grad_us, grad_h0s, grad_biases = (list(kind) for kind in zip(*grads, strict=True))
     return (
-        product(grad_a, weights[0]) if needs_x else None,
+        project(grad_a, weights[0].t()) if needs_x else None,
         grad_weights,
         grad_biases if ctx.has_biases else [],
         grad_us,
@@ -181,7 +182,7 @@ def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, extents
 
 
 def _weight_gradient(grad_a, x):
-    return flat(grad_a, grad_a).t() @ flat(x, grad_a)
+    return flatten_like(grad_a, grad_a).t() @ flatten_like(x, grad_a)
 
 
 _operator = Operator(

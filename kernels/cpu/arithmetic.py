@@ -102,7 +102,7 @@ def from_float(typing_context, number, like):
 
 @njit(forceinline=True)
 def clamp(z, lo, hi):
-    """As torch.clamp: NaN stays NaN."""
+    """As torch.clamp: NaN stays NaN. A bound that is NaN bounds nothing."""
     z = lo if z < lo else z
     return hi if z > hi else z
 

@@ -169,13 +169,14 @@ def propagate(args, chunk, state, end, lowest, bounded, limits):
 def summarize_forward_chunk(args, chunk, a, bias, summary, lo, hi, limits):
     """Stores the map of a chunk from the state before it to the state after it."""
     zero, one, largest, tiny = type(lo)(0), type(lo)(1), limits.largest, limits.tiny
-    bounded, top = lo > -np.inf, min(hi, largest)
+    bounded, has_upper_bound = lo == lo, hi == hi
+    top = hi if has_upper_bound else largest
     P, Q, E0, E1, S, R, A = summary
     n, steps = chunk.count, chunk.stop - chunk.start
     u = elements(args.u, chunk.channel, n, zero)
     any_reset, any_large_q = False, _any_large_q(u, n, steps)
     # Where u >= 0 and there is no upper bound, the upper image stays infinite.
-    has_upper_image = hi < np.inf
+    has_upper_image = has_upper_bound
     for j in range(n):
         has_upper_image |= not u[j] >= zero
         P[j], S[j], R[j], A[j] = zero, zero, one, zero
@@ -217,8 +218,8 @@ def summarize_forward_chunk(args, chunk, a, bias, summary, lo, hi, limits):
         Q[j] = type(lo)(np.nan) if any_reset else power(u[j], steps)
         if not bounded:
             E0[j] = P[j]
-        if hi == np.inf and u[j] >= zero and not any_reset:
-            E1[j] = hi
+        if not has_upper_bound and u[j] >= zero and not any_reset:
+            E1[j] = np.inf
     _store(args, chunk, summary, limits)
 
 

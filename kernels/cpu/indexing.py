@@ -52,7 +52,9 @@ _INTEGERS = [
     *("resets", "resets_stride_b", "resets_stride_t"),  # [B, T] or [total]
     "summaries",  # [B, chunks - 1, 5, N], see `chunks`
 ]
-_REALS = ["lo", "hi", "grad_clip"]  # lo and hi are the bounds of h
+# The bounds of h, NaN for none: a comparison with NaN is false, so that no state is at that bound,
+# be it infinite; and that of the gradients, inf for none.
+_REALS = ["lo", "hi", "grad_clip"]
 
 
 class Arguments(ctypes.Structure):

@@ -13,21 +13,13 @@ from numba import from_dtype, types
 from numba.core import typing
 from torch import Tensor
 
+from ..tensors import BOUNDS
 from . import openmp
 from .arithmetic import ELEMENT_TYPES
 from .cache import compile_loop
 from .indexing import Arguments
 from .loops import backward, backward_summaries, forward, forward_summaries
 from .plan import plan
-
-# lo and hi of the clamp.
-BOUNDS = {
-    "relu": (0.0, math.inf),
-    "identity": (-math.inf, math.inf),
-    "hardtanh": (-1.0, 1.0),
-    "relu6": (0.0, 6.0),
-    "tanh": (-math.inf, math.inf),  # not a clamp: the loops take `is_tanh` instead
-}
 
 
 class Options(NamedTuple):
@@ -153,7 +145,7 @@ def _arguments_without_tensors(B, T, N, threads, in_place, options):
         chunks = 1
     channels = N // directions
     planned = plan(B * directions, T, channels, threads, in_place, chunks)
-    lo, hi = BOUNDS[nonlinearity]
+    lo, hi = (math.nan if bound is None else bound for bound in BOUNDS[nonlinearity])
     return Arguments(
         T=T,
         N=N,

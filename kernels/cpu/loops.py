@@ -2,7 +2,7 @@
 
     forward   h_t = clamp(a_t + bias + u * h_{t-1}, lo, hi), or tanh in the place of the clamp
     backward  d_t = clamp(m_t * (g_t + u * d_{t+1}), -c, c)
-              m_t = 1 where lo < h_t < hi, else 0; for tanh m_t = 1 - h_t^2
+              m_t = 0 where h_t is at a bound, else 1; for tanh m_t = 1 - h_t^2
               grad_a = d, grad_h0 = u * d_1, and the sums over batch and time
               grad_u of d_t * h_{t-1} and grad_bias of d_t
 
@@ -107,7 +107,7 @@ def forward(real, element):
         h = TimeSteps(args.h, args.h_stride_b, args.h_stride_t, like)
         state, end = np.empty(args.block_size, real), np.empty(args.block_size, real)
         bias = np.empty(args.block_size, real)
-        bounded = lo > -np.inf
+        bounded = lo == lo
         lowest = lo if bounded else real(0)
         first_task, end_task = tasks_of_thread(args)
         for task in range(first_task, end_task):

@@ -6,13 +6,13 @@ Arguments are checked by the caller. Which of the two is taken: see `ways` and `
 import torch
 import triton
 
-from ..tensors import flat_view, flatten_like
+from ..tensors import BOUNDS, flat_view, flatten_like
 from . import devices
 from .launch_scan import scan_backward, scan_forward
 from .model import compiler_options_of, constants_of
 from .projection import _fused_fwd_kernel
 from .projection_backward import _fused_bwd_kernel
-from .tensors import BOUNDS, ScanOptions, padded_length, sizes, strides
+from .tensors import ScanOptions, padded_length, sizes, strides
 from .ways import choice_of
 
 

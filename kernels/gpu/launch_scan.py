@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 import triton
 
-from ..tensors import state_dtype
+from ..tensors import BOUNDS, state_dtype
 from . import devices
 from .chunks import _scan_propagate_kernel, _scan_summarize_kernel
 from .model import plan
 from .scan import _scan_bwd_kernel, _scan_fwd_kernel
-from .tensors import BOUNDS, ScanOptions, padded_length, sizes, strides, vector_of
+from .tensors import ScanOptions, padded_length, sizes, strides, vector_of
 
 # How Triton compiles the kernels of the scan: a program is one warp, and p + q*s one fused
 # multiply-add, whatever Triton's default may become.

@@ -9,15 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-# LO and HI of the kernels, None for no bound. With TANH they apply tanh in place of a clamp.
-BOUNDS = {
-    "relu": (0.0, None),
-    "identity": (None, None),
-    "hardtanh": (-1.0, 1.0),
-    "relu6": (0.0, 6.0),
-    "tanh": (None, None),
-}
-
 
 class ScanOptions(NamedTuple):
     """The options of a call, with the tensors that say where sequences end and start anew."""

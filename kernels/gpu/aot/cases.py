@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from triton.backends.compiler import GPUTarget
 
+from ...tensors import BOUNDS
 from ..chunks import _scan_propagate_kernel, _scan_summarize_kernel
 from ..devices import CHAINS_ON_AMD
 from ..launch_scan import COMPILER_OPTIONS
@@ -11,7 +12,6 @@ from ..model import FAMILIES, Device, compiler_options_of, constants_of, pick_ti
 from ..projection import _fused_fwd_kernel
 from ..projection_backward import _fused_bwd_kernel
 from ..scan import _scan_bwd_kernel, _scan_fwd_kernel
-from ..tensors import BOUNDS
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
