@@ -114,10 +114,9 @@ def test_imports_inside_the_package_go_down(path):
             continue
         if parts[1] == "kernels":
             is_backend = path == ROOT / "fastindrnn" / "ops" / "backends.py"
-            is_reference = own == "functional" and (len(parts) == 2 or name.startswith(REFERENCE))
-            is_order_in_memory = own == "ops" and name.startswith("fastindrnn.kernels.tensors")
-            is_right = is_backend or is_reference or is_order_in_memory
-            assert is_right, f"{path.name} imports {name}: ops.backends does that"
+            allowed = {"functional": REFERENCE, "ops": "fastindrnn.kernels.tensors"}.get(own)
+            is_allowed = allowed is not None and (len(parts) == 2 or name.startswith(allowed))
+            assert is_backend or is_allowed, f"{path.name} imports {name}: ops.backends does that"
         elif parts[1] in RANK and parts[1] != own:
             assert RANK[parts[1]] < RANK[own], f"{path.name} imports {name}: the wrong way"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..kernels.tensors import is_time_first
+from ..kernels import tensors
 from ..options import Extents
 
 
@@ -34,7 +34,7 @@ def empty_like_input(x: Tensor, channels: int, layers: int | None = None) -> Ten
     """Uninitialised memory in x's order of batch and time: (B, T, channels), or (total, channels);
     with `layers` (layers, B, T, channels), or (layers, total, channels)."""
     first = () if layers is None else (layers,)
-    if is_time_first(x):
+    if tensors.is_time_first(x):
         return x.new_empty(*first, x.shape[1], x.shape[0], channels).transpose(-3, -2)
     return x.new_empty(*first, *x.shape[:-1], channels)
 
@@ -46,12 +46,12 @@ def batch_size(x: Tensor, extents: Extents) -> int:
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """W x_t + b at each time step, in x's order of batch and time in memory."""
-    if is_time_first(x):
+    if tensors.is_time_first(x):
         return linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
     return linear(x, weight, bias)
 
 
-def halves(*tensors: Tensor | None) -> list[tuple[Any, ...]]:
+def halves(*whole: Tensor | None) -> list[tuple[Any, ...]]:
     """The first half of the channels of each tensor, and the second half: two views of each."""
 
     def split(x):
@@ -61,7 +61,7 @@ def halves(*tensors: Tensor | None) -> list[tuple[Any, ...]]:
         # for which the vmap of torch.autograd has no rule.
         return x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2).unbind(-2)
 
-    return list(zip(*map(split, tensors), strict=True))
+    return list(zip(*map(split, whole), strict=True))
 
 
 def joined(first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, ...]:

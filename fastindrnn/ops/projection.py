@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.tensors import flatten_like
+from ..kernels import tensors
 from ..options import Extents
 from . import calls, flops, vmap
 from .backends import kernels_of
@@ -182,7 +182,7 @@ def _projected_backward_fake(grad_next, weight_next, grad_h_n, h, u, h0, extents
 
 
 def _weight_gradient(grad_a, x):
-    return flatten_like(grad_a, grad_a).t() @ flatten_like(x, grad_a)
+    return tensors.flatten_like(grad_a, grad_a).t() @ tensors.flatten_like(x, grad_a)
 
 
 _operator = Operator(
