@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .checks import check_module
+
 
 def recurrent_max_for(T: int | None, gamma: float = 2.0) -> float:
     """gamma^(1/T): the |u| with which a state grows at most `gamma`-fold over T steps.
@@ -81,8 +83,7 @@ def constrain_after_step(optimizer: torch.optim.Optimizer, module: nn.Module) ->
 
 def _bounded(module: nn.Module) -> list[tuple[nn.Parameter, float]]:
     """Each u within the module that has a bound, and the bound."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
+    check_module(module)
     found = []
     for part in module.modules():
         bound = getattr(part, "recurrent_max", None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .bidirectional import Bidirectional
+from .checks import check_module
 from .dense import DenseIndRNN
 from .layers import IndRNN
 from .residual import ResidualIndRNN
@@ -53,8 +54,7 @@ def fold_norms(module: Module) -> Module:
         >>> rnn = IndRNN(10, 20, num_layers=6, norm="batch")
         >>> output, h_n = fold_norms(rnn)(torch.randn(5, 3, 10))
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
+    check_module(module)
     folded = copy.deepcopy(module).eval()
     stacks = _outer_stacks(folded)
     if not stacks:

@@ -17,6 +17,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .checks import check_module, check_sizes
 from .ops import backend
 
 if TYPE_CHECKING:
@@ -153,8 +154,7 @@ def activity(module: nn.Module, *arguments: Any, **options: Any) -> dict[str, Te
         >>> activity(rnn, torch.randn(5, 3, 10))["weight_hh_l1"].shape
         torch.Size([3, 5, 20])
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
+    check_module(module)
     states = {}
     for name, calls in _watch(module, arguments, options).items():
         batches = {tuple(h.shape[:-2]) for h in calls}
@@ -197,10 +197,7 @@ def plot(
         raise ValueError("layers must hold at least one layer, but is empty")
     if states is not None and not isinstance(states, Mapping):
         raise TypeError(f"states must be what activity returns, but is {type(states).__name__}")
-    if isinstance(neurons, bool) or not isinstance(neurons, int):
-        raise TypeError(f"neurons must be an int, but is {type(neurons).__name__}")
-    if neurons < 1:
-        raise ValueError(f"neurons must be positive, but is {neurons}")
+    check_sizes(neurons=neurons)
     from matplotlib.figure import Figure
 
     columns = 2 if states is None else 3
@@ -219,16 +216,13 @@ def plot(
         memory.set_title(f"{kept} of {len(u)} neurons forget nothing", fontsize="small")
         memory.set(xlabel="neuron, sorted", ylabel="half-life in steps")
         for axes in heat:
-            _draw_activity(axes, layer, states, neurons)
+            _draw_activity(axes, layer, (states or {}).get(layer.name), neurons)
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
 
 
-def _draw_activity(
-    axes: Any, layer: LayerMemory, states: Mapping[str, Tensor] | None, neurons: int
-) -> None:
-    h = (states or {}).get(layer.name)
+def _draw_activity(axes: Any, layer: LayerMemory, h: Tensor | None, neurons: int) -> None:
     if h is None or h.numel() == 0:
         axes.set_axis_off()
         return
@@ -252,9 +246,8 @@ def _watch(
     """Runs the module. Returns the states of each recurrence, one tensor for each call of it."""
     if any(getattr(part, "zoneout", 0) for part in module.modules()):
         raise ValueError("module's zoneout must be 0 to see its states: set it for that time")
-    vectors = dict(_vectors(dict(module.named_parameters())))
     modes = {part: part.training for part in module.modules()}
-    watch = _Watch(vectors)
+    watch = _Watch(dict(_vectors(dict(module.named_parameters()))))
     # The reference, and PyTorch's own operations which take a single time step, are no operators
     # that could be watched: the kernels of the module's device are, when they are asked for.
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

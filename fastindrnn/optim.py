@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .checks import check_module, check_number
+
 # Norms whose scale and shift may be matrices; those of others are vectors.
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -34,10 +36,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         >>> rnn = IndRNN(10, 20, norm="batch")
         >>> optimizer = torch.optim.Adam(parameter_groups(rnn, 1e-4), lr=2e-4)
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
-        raise TypeError(f"weight_decay must be a number, but is {type(weight_decay).__name__}")
+    check_module(module)
+    check_number("weight_decay", weight_decay)
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be at least 0, but is {weight_decay}")
     if math.isinf(weight_decay):

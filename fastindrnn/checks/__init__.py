@@ -17,6 +17,7 @@ from .transforms import refuse_gradient_transforms, refuse_script, refuse_tangen
 from .values import (
     check_bools,
     check_direction,
+    check_module,
     check_number,
     check_options,
     check_probabilities,
@@ -33,6 +34,7 @@ __all__ = [
     "check_layer",
     "check_lengths",
     "check_like",
+    "check_module",
     "check_number",
     "check_options",
     "check_probabilities",

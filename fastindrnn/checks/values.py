@@ -1,9 +1,17 @@
-"""Sizes, numbers, flags and names: what constructors and functions are given beside tensors."""
+"""Modules, sizes, numbers, flags and names: what functions are given beside tensors."""
 
 import math
 from typing import get_args
 
+from torch import nn
+
 from ..options import Direction, GradClipMode, Nonlinearity, Strategy
+
+
+def check_module(module: nn.Module) -> None:
+    """Raises a TypeError unless it is one."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a Module, but is {type(module).__name__}")
 
 
 def check_bools(**values: object) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..cell import IndRNNCell
+from ..checks import check_number
 from ..layers import IndRNN
 from .layers import check_plain, fill, from_kernels, to_kernels
 from .states import State
@@ -43,8 +44,7 @@ def load_tensorflow(
     check_plain(module)
     largest = math.inf if recurrent_max_abs is None else recurrent_max_abs
     for name, bound in (("recurrent_min_abs", recurrent_min_abs), ("recurrent_max_abs", largest)):
-        if isinstance(bound, bool) or not isinstance(bound, int | float):
-            raise TypeError(f"{name} must be a number, but is {type(bound).__name__}")
+        check_number(name, bound)
         if not bound >= 0:
             raise ValueError(f"{name} must be at least 0, but is {bound}")
     layers = []
