@@ -53,12 +53,7 @@ class Bidirectional(Stack):
         return (2 * first, *rest)
 
     def _run_sequences(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        state: Tensor | None,
-        direction: Direction = "forward",
-        first_step: int | None = 0,
+        self, x: Tensor, sequences: Sequences, state: Tensor | None, direction: Direction
     ) -> tuple[Tensor, Tensor]:
         # States are (L, B, H) or (B, units): the first dimension, or the units, count twice.
         along = -1 if len(self.forwards.state_shape()) == 1 else 0
@@ -66,7 +61,7 @@ class Bidirectional(Stack):
         outputs, ends = [], []
         both = (self.forwards, direction), (self.backwards, opposite(direction))
         for (stack, towards), half in zip(both, halves, strict=True):
-            y, h_n = stack._run_sequences(x, sequences, half, towards, first_step)
+            y, h_n = stack._run_sequences(x, sequences, half, towards)
             outputs.append(y)
             ends.append(h_n)
         return sequences.concatenate(outputs), torch.cat(ends, along)

@@ -6,16 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import (
-    check_bools,
-    check_dtype,
-    check_options,
-    check_probabilities,
-    check_recurrent_max,
-    check_sizes,
-)
+from .checks import check_bools, check_sizes
 from .describe import describe_arguments
-from .norm import Norm, NormPosition, check_norm
+from .norm import Norm, NormPosition
 from .options import Direction, GradClipMode, Nonlinearity
 from .sequences import Sequences
 from .stack import Stack
@@ -89,7 +82,7 @@ class DenseIndRNN(Stack):
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, growth=growth)
-        check_bools(bias=bias, batch_first=batch_first)
+        check_bools(batch_first=batch_first)
         if not isinstance(blocks, Sequence) or not blocks:
             raise ValueError(f"blocks must be a sequence of layers per block, but is {blocks!r}")
         check_sizes(**{f"blocks[{i}]": layers for i, layers in enumerate(blocks)})
@@ -97,31 +90,29 @@ class DenseIndRNN(Stack):
         for name, size in sizes.items():  # None, 0, or what check_sizes takes: 1 or more
             if isinstance(size, bool) or size not in (None, 0):
                 check_sizes(**{name: size})
-        check_options(nonlinearity, grad_clip, grad_clip_mode)
-        check_norm(norm, norm_position, norm_steps)
-        check_probabilities(dropout=dropout, zoneout=zoneout)
-        check_recurrent_max(recurrent_max)
-        check_dtype(dtype)
         self.input_size, self.growth = input_size, growth
         self.batch_first, self.zoneout = batch_first, zoneout
         count = 1 + sum(2 * layers + 1 for layers in blocks) - list(sizes.values()).count(0)
         inits = iter(spread_init(recurrent_init, count))
-        options: dict[str, Any] = {
-            "nonlinearity": nonlinearity,
-            "bias": bias,
-            "dropout": dropout,
-            "norm": norm,
-            "norm_position": norm_position,
-            "norm_steps": norm_steps,
-            "recurrent_max": recurrent_max,
-            "grad_clip": grad_clip,
-            "grad_clip_mode": grad_clip_mode,
-        }
-        unit_options = UnitOptions(**options, zoneout=zoneout, device=device, dtype=dtype)
-        self._arguments = {**options, **sizes, "blocks": blocks, "recurrent_init": recurrent_init}
+        options = UnitOptions(
+            nonlinearity=nonlinearity,
+            bias=bias,
+            dropout=dropout,
+            zoneout=zoneout,
+            norm=norm,
+            norm_position=norm_position,
+            norm_steps=norm_steps,
+            recurrent_max=recurrent_max,
+            grad_clip=grad_clip,
+            grad_clip_mode=grad_clip_mode,
+            device=device,
+            dtype=dtype,
+        )
+        recorded = {"blocks": blocks, "recurrent_init": recurrent_init}
+        self._arguments = {**vars(options), **sizes, **recorded}
 
         def unit(inputs: int, outputs: int) -> Unit:
-            return Unit(inputs, outputs, unit_options, next(inits))
+            return Unit(inputs, outputs, options, next(inits))
 
         features = 6 * growth if first_features is None else first_features or input_size
         self.first = unit(input_size, features) if first_features != 0 else None
@@ -153,19 +144,14 @@ class DenseIndRNN(Stack):
         return (sum(unit.hidden_size for unit in self._units()),)
 
     def _run_sequences(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        state: Tensor | None,
-        direction: Direction = "forward",
-        first_step: int | None = 0,
+        self, x: Tensor, sequences: Sequences, state: Tensor | None, direction: Direction
     ) -> tuple[Tensor, Tensor]:
         sizes = [unit.hidden_size for unit in self._units()]
         starts = iter([None] * len(sizes) if state is None else state.split(sizes, -1))
         ends = []
 
         def act(unit: nn.Module, x: Tensor) -> Tensor:
-            x, h_n = unit(x, sequences, next(starts), direction, first_step)
+            x, h_n = unit(x, sequences, next(starts), direction)
             ends.append(h_n)
             return x
 

@@ -234,12 +234,7 @@ class IndRNN(Stack):
         return Recurrence(self.nonlinearity, direction, self.grad_clip, self.grad_clip_mode)
 
     def _run_sequences(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        state: Tensor | None,
-        direction: Direction = "forward",
-        first_step: int | None = 0,
+        self, x: Tensor, sequences: Sequences, state: Tensor | None, direction: Direction
     ) -> tuple[Tensor, Tensor]:
         suffixes = self._all_suffixes
         parameters = [self._parameters_of(suffix) for suffix in suffixes]
@@ -270,7 +265,7 @@ class IndRNN(Stack):
                         self.zoneout,
                         self.training,
                     )
-                    h, h_n = one.run(x, sequences, starts[i], planned, first_step)
+                    h, h_n = one.run(x, sequences, starts[i], planned)
                     outputs.append(h)
                     ends.append(h_n)
                 x = sequences.concatenate(outputs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checks import check_sizes
 from .sequences import Sequences
 
 __all__ = ["Norm", "NormFactory", "NormName", "NormPosition", "StepBatchNorm"]
@@ -71,23 +72,23 @@ class StepBatchNorm(nn.Module):
         self.running_mean.zero_()
         self.running_var.fill_(1)
 
-    def forward(self, x: Tensor, sequences: Sequences, first_step: int | None = 0) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x with mean 0 and variance 1 in each feature at each step, then scaled and shifted.
 
         Args:
             x: (B, T, features) or (total, features).
-            sequences: where the sequences of x begin and end.
-            first_step: the time step of each sequence that x begins with; None if it is not known.
+            sequences: where the sequences of x begin and end, and with which step x begins.
 
         Returns:
             The same form as x, 0 in the padding.
 
         Raises:
-            ValueError: first_step is None; in training, the input has more steps than the norm.
+            ValueError: the first step is not known; in training, the input has more steps than the
+                norm.
         """
         if x.numel() == 0:
             return x
-        if first_step is None:
+        if sequences.first_step is None:
             raise ValueError(
                 "time_step must say which step of its sequence the input begins with, because a "
                 "state is given and norm='batch_per_step' has statistics for each step; but is None"
@@ -95,25 +96,24 @@ class StepBatchNorm(nn.Module):
         step = sequences.steps(x)
         wide = x if x.dtype == torch.float64 else x.float()
         if self.training:
-            mean, var = self._statistics(wide, sequences, step, first_step)
+            mean, var = self._statistics(wide, sequences, step)
         else:
-            step = (step + first_step).clamp(max=self.steps - 1)
+            step = (step + sequences.first_step).clamp(max=self.steps - 1)
             mean, var = self.running_mean, self.running_var
         scale = self.weight * torch.rsqrt(var + self.eps)
         wide = wide * scale[step] + (self.bias - mean * scale)[step]
         return sequences.without_padding(wide.to(x.dtype))
 
-    def _statistics(
-        self, x: Tensor, sequences: Sequences, step: Tensor, first_step: int
-    ) -> tuple[Tensor, Tensor]:
+    def _statistics(self, x: Tensor, sequences: Sequences, step: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each step (steps, features), which the running ones learn."""
         used = (
             x.shape[1] if sequences.cu_seqlens is None else int(sequences.cu_seqlens.diff().max())
         )
-        if first_step + used > self.steps:
+        assert sequences.first_step is not None, "checked"
+        first, end = sequences.first_step, sequences.first_step + used
+        if end > self.steps:
             raise ValueError(
-                f"norm_steps must be at least the input's {first_step + used} time steps, "
-                f"but is {self.steps}"
+                f"norm_steps must be at least the input's {end} time steps, but is {self.steps}"
             )
         valid = sequences.valid(x)
         counted = x.new_ones(x.shape[:-1]) if valid is None else valid.to(x.dtype)
@@ -129,7 +129,7 @@ class StepBatchNorm(nn.Module):
         with torch.no_grad():
             unbiased = var * count / (count - 1).clamp(min=1)
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                old = running[first_step : first_step + used]
+                old = running[first:end]
                 old += self.momentum * (count > 0) * (new.to(old.dtype) - old)
         return mean, var
 
@@ -138,9 +138,7 @@ class StepBatchNorm(nn.Module):
         return f"{self.num_features}, steps={self.steps}"
 
 
-def normalize(
-    norm: nn.Module | None, x: Tensor, sequences: Sequences, first_step: int | None
-) -> Tensor:
+def normalize(norm: nn.Module | None, x: Tensor, sequences: Sequences) -> Tensor:
     """x (B, T, channels) or (total, channels) after the norm; x itself without one.
 
     Batch norm has statistics over all sequences and steps together, which is what the IndRNN
@@ -150,12 +148,11 @@ def normalize(
         norm: a `StepBatchNorm`, or a module that maps (steps, channels) to the same shape.
         x: in any order of batch and time in memory.
         sequences: where the sequences of x begin and end.
-        first_step: the time step of each sequence that x begins with; None if it is not known.
     """
     if norm is None or x.numel() == 0:
         return x
     if isinstance(norm, StepBatchNorm):
-        return norm(x, sequences, first_step)
+        return norm(x, sequences)
     valid = sequences.valid(x)
     if valid is not None and not isinstance(norm, _EACH_STEP):
         if not isinstance(norm, _BatchNorm):
@@ -220,12 +217,8 @@ def check_norm(norm: Norm | None, position: str, steps: int | None) -> None:
             f"norm_steps must be the longest sequence's time steps with norm='batch_per_step', "
             f"otherwise None, but is {steps} with norm={norm!r}"
         )
-    if steps is None:
-        return
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"norm_steps must be an int, but is {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"norm_steps must be positive, but is {steps}")
+    if steps is not None:
+        check_sizes(norm_steps=steps)
 
 
 def make_norm(

@@ -6,17 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import (
-    check_bools,
-    check_dtype,
-    check_like,
-    check_options,
-    check_probabilities,
-    check_recurrent_max,
-    check_sizes,
-)
+from .checks import check_bools, check_like, check_sizes
 from .describe import describe_arguments
-from .norm import Norm, NormPosition, check_norm
+from .norm import Norm, NormPosition
 from .ops.layout import project
 from .options import Direction, GradClipMode, Nonlinearity
 from .sequences import Sequences
@@ -89,31 +81,28 @@ class ResidualIndRNN(Stack):
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_blocks=num_blocks)
-        check_bools(bias=bias, batch_first=batch_first)
-        check_options(nonlinearity, grad_clip, grad_clip_mode)
-        check_norm(norm, norm_position, norm_steps)
-        check_probabilities(dropout=dropout, zoneout=zoneout)
-        check_recurrent_max(recurrent_max)
-        check_dtype(dtype)
+        check_bools(batch_first=batch_first)
         self.input_size, self.hidden_size, self.num_blocks = input_size, hidden_size, num_blocks
         self.batch_first, self.zoneout, self.output_size = batch_first, zoneout, hidden_size
-        options: dict[str, Any] = {
-            "nonlinearity": nonlinearity,
-            "bias": bias,
-            "dropout": dropout,
-            "norm": norm,
-            "norm_position": norm_position,
-            "norm_steps": norm_steps,
-            "recurrent_max": recurrent_max,
-            "grad_clip": grad_clip,
-            "grad_clip_mode": grad_clip_mode,
-        }
-        unit_options = UnitOptions(**options, zoneout=zoneout, device=device, dtype=dtype)
-        self._arguments = {**options, "recurrent_init": recurrent_init}
+        options = UnitOptions(
+            nonlinearity=nonlinearity,
+            bias=bias,
+            dropout=dropout,
+            zoneout=zoneout,
+            norm=norm,
+            norm_position=norm_position,
+            norm_steps=norm_steps,
+            recurrent_max=recurrent_max,
+            grad_clip=grad_clip,
+            grad_clip_mode=grad_clip_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self._arguments = {**vars(options), "recurrent_init": recurrent_init}
         inits = iter(spread_init(recurrent_init, 2 * num_blocks + 1))
 
         def unit(inputs: int | None) -> Unit:
-            return Unit(inputs, hidden_size, unit_options, next(inits))
+            return Unit(inputs, hidden_size, options, next(inits))
 
         self.input = Projection(input_size, hidden_size, bias, device, dtype)
         self.blocks = nn.ModuleList(
@@ -137,19 +126,14 @@ class ResidualIndRNN(Stack):
         return 2 * self.num_blocks + 1, self.hidden_size
 
     def _run_sequences(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        state: Tensor | None,
-        direction: Direction = "forward",
-        first_step: int | None = 0,
+        self, x: Tensor, sequences: Sequences, state: Tensor | None, direction: Direction
     ) -> tuple[Tensor, Tensor]:
         check_like("weight", self.input.weight, x)
         starts = iter([None] * self.state_shape()[0] if state is None else state.unbind(0))
         ends = []
 
         def act(unit: nn.Module, x: Tensor) -> Tensor:
-            x, h_n = unit(x, sequences, next(starts), direction, first_step)
+            x, h_n = unit(x, sequences, next(starts), direction)
             ends.append(h_n)
             return x
 

@@ -26,6 +26,8 @@ class Sequences:
         batch: number of sequences B.
         time_first: tensors are (B, T, features) by strides and (T, B, features) in memory.
         lengths, cu_seqlens, resets: as in `fastindrnn.functional.indrnn_scan`.
+        first_step: the time step with which the tensors begin, the same for all sequences; None if
+            it is not known. Statistics of each time step alone depend on it.
     """
 
     batch: int
@@ -33,6 +35,7 @@ class Sequences:
     lengths: Tensor | None = None
     cu_seqlens: Tensor | None = None
     resets: Tensor | None = None
+    first_step: int | None = 0
 
     def extents(self, direction: Direction = "forward") -> Extents:
         """Where the sequences begin and end, for a recurrence in this direction.

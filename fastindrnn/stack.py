@@ -49,12 +49,7 @@ class Stack(nn.Module):
         raise NotImplementedError
 
     def _run_sequences(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        state: Tensor | None,
-        direction: Direction = "forward",
-        first_step: int | None = 0,
+        self, x: Tensor, sequences: Sequences, state: Tensor | None, direction: Direction
     ) -> tuple[Tensor, Tensor]:
         """Input (B, T, features) or (total, features) and states (..., B, units) to the output, of
         the input's form, and the last states."""
@@ -119,8 +114,8 @@ class Stack(nn.Module):
         if self.zoneout and (resets is not None or isinstance(input, PackedSequence)):
             raise ValueError("zoneout needs padded sequences without resets")
         state = None if hx is None else prepared.prepare_states(hx, self.state_shape())
-        first_step = _first_step(time_step, hx)
-        x, h_n = self._run_sequences(prepared.x, prepared.sequences, state, first_step=first_step)
+        prepared.sequences.first_step = _first_step(time_step, hx)
+        x, h_n = self._run_sequences(prepared.x, prepared.sequences, state, "forward")
         return prepared.restore(x), prepared.restore_states(h_n)
 
     def step(
@@ -149,12 +144,12 @@ class Stack(nn.Module):
         check_floating("x_t", x_t)
         if self.training:
             refuse_step(self)
-        first_step = _first_step(time_step, state)
         has_batch = x_t.dim() == 2
         prepared = prepare_input(x_t.unsqueeze(-2), self.input_size, True, None, None)
+        prepared.sequences.first_step = _first_step(time_step, state)
         if state is not None:
             state = prepared.prepare_states(state, self.state_shape(), "state")
-        y, state = self._run_sequences(prepared.x, prepared.sequences, state, first_step=first_step)
+        y, state = self._run_sequences(prepared.x, prepared.sequences, state, "forward")
         y = y[:, 0] if has_batch else y[0, 0]
         return y, prepared.restore_states(state)
 

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from . import init
-from .checks import check_layer, check_recurrence
+from .checks import (
+    check_bools,
+    check_dtype,
+    check_layer,
+    check_options,
+    check_probabilities,
+    check_recurrence,
+    check_recurrent_max,
+)
 from .functional import run_layer, run_scan, run_step
-from .norm import Norm, NormPosition, make_norm, normalize, reset_norm
+from .norm import Norm, NormPosition, check_norm, make_norm, normalize, reset_norm
 from .ops.layout import project
 from .options import Direction, GradClipMode, Nonlinearity, Parameters, Recurrence
 from .plan import Plan, plan
@@ -75,7 +83,7 @@ class Layer:
     training: bool
 
     def run(
-        self, x: Tensor, sequences: Sequences, h0: Tensor | None, plan: Plan, first_step: int | None
+        self, x: Tensor, sequences: Sequences, h0: Tensor | None, plan: Plan
     ) -> tuple[Tensor, Tensor]:
         """[projection], [norm before], recurrence with its nonlinearity, [norm after].
 
@@ -84,7 +92,6 @@ class Layer:
             sequences: where the sequences of x begin and end.
             h0: (B, N) or None.
             plan: the way to go.
-            first_step: the time step of each sequence that x begins with; None if it is not known.
 
         Returns:
             The output (B, T, N) or (total, N), and h_n (B, N), of the recurrence itself.
@@ -100,13 +107,13 @@ class Layer:
             h, h_n = run_layer(x, parameters, h0, extents, self.recurrence, plan.way)
         else:
             a = x if weight is None else project(x, weight, parameters.bias)
-            a = normalize(self.norm, a, sequences, first_step) if is_before else a
+            a = normalize(self.norm, a, sequences) if is_before else a
             if self.zoneout:
                 draw = self.zoneout, self.training
                 h, h_n = zoneout_scan(a, u, h0, *draw, sequences, self.recurrence)
             else:
                 h, h_n = run_scan(a, u, h0, extents, self.recurrence)
-        return h if is_before else normalize(self.norm, h, sequences, first_step), h_n
+        return h if is_before else normalize(self.norm, h, sequences), h_n
 
 
 def run_step_of_all(
@@ -158,9 +165,9 @@ def run_both(
     return h, list(h_n.chunk(2, -1)[order])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class UnitOptions:
-    """What all units of a stack have in common; the fields as in `IndRNN`."""
+    """What all units of a stack have in common, checked; the fields as in `IndRNN`."""
 
     nonlinearity: Nonlinearity
     bias: bool
@@ -174,6 +181,14 @@ class UnitOptions:
     grad_clip_mode: GradClipMode
     device: Device
     dtype: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        check_bools(bias=self.bias)
+        check_options(self.nonlinearity, self.grad_clip, self.grad_clip_mode)
+        check_norm(self.norm, self.norm_position, self.norm_steps)
+        check_probabilities(dropout=self.dropout, zoneout=self.zoneout)
+        check_recurrent_max(self.recurrent_max)
+        check_dtype(self.dtype)
 
 
 class Unit(nn.Module):
@@ -217,12 +232,7 @@ class Unit(nn.Module):
         return Parameters(self.weight_ih, self.bias_ih, self.weight_hh)
 
     def forward(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        h0: Tensor | None,
-        direction: Direction,
-        first_step: int | None,
+        self, x: Tensor, sequences: Sequences, h0: Tensor | None, direction: Direction
     ) -> tuple[Tensor, Tensor]:
         """x (B, T, features) or (total, features) and a state (B, H) to the output, of the same
         form, and the last state."""
@@ -243,7 +253,7 @@ class Unit(nn.Module):
             norm=None if self.norm is None else self.norm_position,
             zoneout=self.zoneout > 0,
         )
-        h, h_n = layer.run(x, sequences, h0, planned, first_step)
+        h, h_n = layer.run(x, sequences, h0, planned)
         if self.training and self.dropout > 0:
             h = sequences.shared_over_time(h, self.dropout)
         return h, h_n

@@ -88,7 +88,7 @@ def test_batch_norm_with_padding_is_torchs_over_all_valid_steps(tracks, affine, 
     valid = torch.arange(9) < lengths[:, None]
     for training in (True, True, False):
         x = torch.randn(3, 9, 6, dtype=torch.float64) + 1
-        y = normalize(ours.train(training), x, sequences, 0)
+        y = normalize(ours.train(training), x, sequences)
         torch.testing.assert_close(y[valid], theirs.train(training)(x[valid]))
         assert not y[~valid].any()
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
@@ -148,13 +148,13 @@ def test_any_module_gets_the_valid_steps_alone(time_first):
     x = torch.where(valid[..., None], torch.randn(3, 9, 6), torch.nan)
     if time_first:
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
-    y = normalize(Centered(), x, Sequences(3, time_first, lengths=lengths), 0)
+    y = normalize(Centered(), x, Sequences(3, time_first, lengths=lengths))
     assert y.stride() == x.stride()
     torch.testing.assert_close(y[valid], x[valid] - x[valid].mean(0))
     assert not y[~valid].any()
     whole = torch.randn(3, 9, 6)
     expected = whole - whole.mean((0, 1))
-    torch.testing.assert_close(normalize(Centered(), whole, Sequences(3), 0), expected)
+    torch.testing.assert_close(normalize(Centered(), whole, Sequences(3)), expected)
 
 
 @pytest.mark.parametrize("norm", [nn.RMSNorm, partial(nn.GroupNorm, 2)], ids=["rms", "group"])

@@ -193,7 +193,7 @@ def test_batch_norm_is_torchs_over_all_valid_rows():
     x = torch.nan_to_num(padded(pieces)).transpose(0, 1)
     sequences = Sequences(4, lengths=lengths)
     valid = sequences.valid(x)
-    torch.testing.assert_close(normalize(ours, x, sequences, 0)[valid], theirs(x[valid]))
+    torch.testing.assert_close(normalize(ours, x, sequences)[valid], theirs(x[valid]))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
 
 
@@ -210,7 +210,7 @@ def test_step_norm_is_a_batch_norm_for_each_step():
     expected = [theirs[min(t, 3)].eval()(longer[:, t]) for t in range(6)]
     torch.testing.assert_close(ours(longer, sequences), torch.stack(expected, 1))
     ours.train()
-    ours(x[:, 3:], sequences, 3)  # a stream's fourth step
+    ours(x[:, 3:], Sequences(7, first_step=3))  # a stream's fourth step
     for norm in theirs:
         norm.train()
     theirs[3](x[:, 3])

@@ -4,7 +4,9 @@ A product of (M, K) and (K, N) counts 2 * M * K * N, as everywhere in PyTorch. T
 counts 2 for each element of h, for its multiplication and addition, and its gradient 4: those of
 d_t = g_t + u * d_{t+1}, and of the sum of d_t * h_{t-1}. Clamps, masks, biases and the sums of
 their gradients are not counted, as PyTorch counts nothing that goes element by element. The
-gradients of a layer's input and weight are products of PyTorch's own, and counted by it.
+gradients of a layer's input and weight are products of PyTorch's own, and counted by it. So is the
+product of a single time step that PyTorch's own operations compute (see `fastindrnn.plan`), whose
+recurrence is then one operation that goes element by element, and not counted.
 """
 
 import importlib.util
