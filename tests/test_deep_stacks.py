@@ -1,5 +1,7 @@
 """Every stack against loops over sequences, steps and layers, written from the papers."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
-from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN
+from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN, init, recurrent_max_for
 
 
 def recurrence(rows, u, reverse):
@@ -268,10 +270,6 @@ def test_parameter_counts_are_the_published_ones(make, published):
 
 def test_initial_values_by_recurrence():
     """One initialiser for each recurrence, in the signal's order; the last with long memory."""
-    from functools import partial
-
-    from fastindrnn import init, recurrent_max_for
-
     bound = recurrent_max_for(50)
     short, long = partial(init.uniform_, low=0.0, high=bound), partial(init.long_memory_, T=50)
     residual = ResidualIndRNN(3, 64, 2, recurrent_max=bound, recurrent_init=[short] * 4 + [long])

@@ -102,3 +102,34 @@ def test_wrong_steps_in_inference():
         rnn.step(torch.randn(3, 5), torch.zeros(2, 3, 7).long())
     with pytest.raises(TypeError, match="hx must be float32"):
         IndRNNCell(5, 7)(torch.randn(3, 5), torch.zeros(3, 7).long())
+
+
+@pytest.mark.parametrize("make", [lambda: IndRNN(3, 4, 2), lambda: IndRNNCell(3, 4)])
+def test_a_step_without_a_state_has_gradients_of_zero(make):
+    """For u, as a sequence of one step had them: not None, for which others would wait."""
+    module = make()
+    output = module(torch.randn(1, 3))
+    output = output[0] if isinstance(output, tuple) else output
+    output.sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert "weight_hh" not in name or not parameter.grad.any()
+
+
+def test_a_step_under_transforms():
+    """PyTorch's own operations: torch.func differentiates them, in both modes."""
+    rnn, x = IndRNN(3, 4, batch_first=True), torch.randn(2, 1, 3)
+
+    def call(x):
+        return rnn(x)[0].square().sum()
+
+    expected = torch.autograd.grad(call(x.requires_grad_()), x)[0]
+    x = x.detach()
+    torch.testing.assert_close(torch.func.grad(call)(x), expected)
+    tangent = torch.randn_like(x)
+    _, slope = torch.func.jvp(call, (x,), (tangent,))
+    torch.testing.assert_close(slope, (expected * tangent).sum())
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), rnn(x))
+    program = torch.export.export(rnn, (x,), strict=False)
+    torch.testing.assert_close(program.module()(x), rnn(x))

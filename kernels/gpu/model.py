@@ -102,17 +102,12 @@ def plan(device, B, T, N, itemsize, tensors_read, vector):
     has_ring = device.family in ASYNCHRONOUS and vector >= 4
     lane = vector if has_ring else 16
     least = max(4, 2 * itemsize) if has_ring else itemsize
-
-    def padded(lane):
-        block_n = lane * device.lanes // itemsize
-        return math.ceil(N / block_n) * block_n
-
-    while lane > least and (
-        2 * B * padded(lane) * itemsize < 3 * device.multiprocessors * lane * device.lanes
-        or 4 * padded(lane) > 5 * N
-    ):
-        lane //= 2
     block_n = lane * device.lanes // itemsize
+    while lane > least and (
+        2 * B * math.ceil(N / block_n) < 3 * device.multiprocessors
+        or 4 * math.ceil(N / block_n) * block_n > 5 * N
+    ):
+        lane, block_n = lane // 2, block_n // 2
     rows = min(256 // lane, 32) // tensors_read
     group = tensors_read * rows * lane * device.lanes
     stages = 1 + RING // group if has_ring and 4 * rows <= T else 1

@@ -262,12 +262,10 @@ def _scan_bwd_kernel(
     grad_bias = zeros
     h = load_rows(h_pointers, start, offs_n, ragged_N, stop - start, 1)[0].to(ACC)
     HAS_RESETS: tl.constexpr = resets_ptr is not None
-    # Steps of a group after the last whole one. In Triton 3.4 `min` would make a tensor of it.
     TAIL: tl.constexpr = ROWS if ROWS < 8 else 8
     # A whole group is one that a further step follows, because it loads that step's h as well.
     whole = start + tl.maximum(tl.minimum(stop, length - 1) - start, 0) // ROWS * ROWS
     more = tl.full([], ROWS + 1, tl.int64)  # a constant, so that the masks compile to nothing
-    # Resets are loaded a group ahead: nothing else hides the time that takes.
     resets = load_resets(resets_pointers, start, stop - start, ROWS)
     for i in tl.range(start, whole, ROWS, num_stages=STAGES):
         next_resets = load_resets(resets_pointers, i + ROWS, stop - i - ROWS, ROWS)
@@ -296,8 +294,7 @@ def _scan_bwd_kernel(
     tl.store(sums, grad_bias, mask=mask)
     has_last_step = (stop == length) & ((start < length) | (chunk == 0))
     grad_h0 = tl.where(length == 0, g_n, u * d)
-    tl.store(
-        grad_h0_ptr + b * N + offs_n, grad_h0, mask=channel_mask(offs_n, ragged_N, has_last_step)
-    )
+    mask = channel_mask(offs_n, ragged_N, has_last_step)
+    tl.store(grad_h0_ptr + b * N + offs_n, grad_h0, mask=mask)
     if lengths_ptr is not None:
         zero_padding(d_ptr, b, length, start, end, offs_n, ragged_N, stride_db, stride_dt)
