@@ -173,3 +173,50 @@ def check_scan(case, forward, backward, **launch):
 def loss_of(h, h_n):
     """A number that every element of both has a different part in."""
     return h.sin().sum() + h_n.cos().sum()
+
+
+def check_that_nan_lasts_until_a_reset(scan_forward, **options):
+    """Also where u is 0 or a power of it has become 0, and across chunks."""
+    a = torch.zeros(2, 40, 7)
+    a[:, 3] = torch.nan
+    u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -1.0, 1e9, -1e25])
+    resets = torch.zeros(2, 40, dtype=torch.bool)
+    resets[1, 21] = True
+    h = torch.zeros_like(a)
+    h_n = scan_forward(a, u, None, h, resets=resets, **options)
+    assert h[0, 3:].isnan().all()
+    assert h[1, 3:21].isnan().all()
+    assert (h[1, 21:] == 0).all()
+    assert h_n[0].isnan().all()
+    assert (h_n[1] == 0).all()
+
+
+def check_that_nan_in_the_gradient_lasts_until_a_bound(scan_backward, **options):
+    """Until the first stored state, backwards in time, that is at a bound; also across chunks."""
+    h = torch.ones(1, 40, 5)
+    h[0, 9] = 0.0
+    grad_h = torch.zeros(1, 40, 5)
+    grad_h[0, 37] = torch.nan
+    u = torch.tensor([0.0, 1e-9, -1e-9, 1.0, 1e25])
+    grad_a, _, grad_h0, _ = scan_backward(grad_h, None, h, u, None, **options)
+    assert grad_a[0, 10:38].isnan().all()
+    assert (grad_a[0, :10] == 0).all()
+    assert (grad_a[0, 38:] == 0).all()
+    assert (grad_h0 == 0).all()
+
+
+def check_that_an_infinite_output_is_at_no_bound(kernels, nonlinearity, **options):
+    """The gradient passes, as in PyTorch's relu. In float16 a finite state, too, may be stored as
+    an infinity. kernels: with `scan_forward` and `scan_backward`, which take the options."""
+    a = torch.randn(1, 40, 4, generator=torch.Generator().manual_seed(0))
+    a[0, 15, :2], a[0, 25, 2] = torch.inf, -torch.inf
+    u, h = torch.tensor([0.0, 0.5, 0.5, -0.5]), torch.empty_like(a)
+    options["nonlinearity"] = nonlinearity
+    kernels.scan_forward(a, u, None, h, **options)
+    grad_h = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+    grad_a, grad_u, *_ = kernels.scan_backward(grad_h, None, h, u, None, **options)
+    a.requires_grad_()
+    u.requires_grad_()
+    reference.scan(a, u, nonlinearity=nonlinearity)[0].backward(grad_h)
+    torch.testing.assert_close((grad_a, grad_u), (a.grad, u.grad), equal_nan=True)
+    assert grad_a[0, 15, :2].all()

@@ -3,9 +3,17 @@
 import emulator
 import pytest
 import torch
+import triton_cases
 from hypothesis import given
 from hypothesis import strategies as st
-from scan_cases import cases, gradients_by_formula, inputs
+from scan_cases import (
+    cases,
+    check_that_an_infinite_output_is_at_no_bound,
+    check_that_nan_in_the_gradient_lasts_until_a_bound,
+    check_that_nan_lasts_until_a_reset,
+    gradients_by_formula,
+    inputs,
+)
 from tolerance import assert_close_to_reference
 from triton_cases import INFINITIES, INTERPRETED, MAY_OVERFLOW, scan_backward, scan_forward
 
@@ -16,37 +24,22 @@ pytestmark = [pytest.mark.triton, MAY_OVERFLOW, pytest.mark.usefixtures("poisone
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
 @pytest.mark.parametrize("chunks", [1, 5])
-def test_nan_stays_until_a_reset(nonlinearity, chunks):
-    """Also where u is 0 or the state has faded to 0 since, and across chunks."""
-    a = torch.zeros(2, 40, 7)
-    a[:, 3] = torch.nan
-    u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -1.0, 1e9, -1e25])
-    resets = torch.zeros(2, 40, dtype=torch.bool)
-    resets[1, 21] = True
-    h = torch.zeros_like(a)
-    options = {"nonlinearity": nonlinearity, "resets": resets}
-    h_n = scan_forward(a, u, None, h, **options, chunks=chunks, rows=4)
-    assert h[0, 3:].isnan().all()
-    assert h[1, 3:21].isnan().all()
-    assert (h[1, 21:] == 0).all()
-    assert h_n[0].isnan().all()
-    assert (h_n[1] == 0).all()
+def test_nan_lasts_until_a_reset(nonlinearity, chunks):
+    options = {"nonlinearity": nonlinearity, "chunks": chunks, "rows": 4}
+    check_that_nan_lasts_until_a_reset(scan_forward, **options)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 1.0])
 @pytest.mark.parametrize("chunks", [1, 5])
-def test_nan_gradient_stays_until_an_output_at_a_bound(grad_clip, chunks):
-    h = torch.ones(1, 40, 5)
-    h[0, 9] = 0.0
-    grad_h = torch.zeros(1, 40, 5)
-    grad_h[0, 37] = torch.nan
-    u = torch.tensor([0.0, 1e-9, -1e-9, 1.0, 1e25])
+def test_nan_in_the_gradient_lasts_until_a_bound(grad_clip, chunks):
     options = {"grad_clip": grad_clip, "chunks": chunks, "rows": 4}
-    grad_a, _, grad_h0, _ = scan_backward(grad_h, None, h, u, None, **options)
-    assert grad_a[0, 10:38].isnan().all()
-    assert (grad_a[0, :10] == 0).all()
-    assert (grad_a[0, 38:] == 0).all()
-    assert (grad_h0 == 0).all()
+    check_that_nan_in_the_gradient_lasts_until_a_bound(scan_backward, **options)
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "identity"])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_an_infinite_output_is_at_no_bound(nonlinearity, chunks):
+    check_that_an_infinite_output_is_at_no_bound(triton_cases, nonlinearity, chunks=chunks, rows=4)
 
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "hardtanh", "relu6"])

@@ -196,13 +196,13 @@ _DISTRIBUTED = """
 import os, sys, torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from fastindrnn import ResidualIndRNN
+from fastindrnn import IndRNN, ResidualIndRNN
 
 def main(rank, world, store):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     torch.manual_seed(0)
-    module = ResidualIndRNN(5, 6, 1, norm="layer")
+    module = MODULE
     x = torch.randn(9, 4, 5)
     expected = torch.autograd.grad(module(x)[0].square().mean(), list(module.parameters()))
     parallel = DistributedDataParallel(module)
@@ -216,10 +216,11 @@ if __name__ == "__main__":
 """
 
 
-def test_distributed_data_parallel(tmp_path):
+@pytest.mark.parametrize("module", ["IndRNN(5, 6, 3)", "ResidualIndRNN(5, 6, 1, norm='layer')"])
+def test_distributed_data_parallel(module, tmp_path):
     """Two processes, half of the batch each: the gradients of the whole batch."""
     script = tmp_path / "distributed.py"
-    script.write_text(_DISTRIBUTED)
+    script.write_text(_DISTRIBUTED.replace("MODULE", module))
     command = [sys.executable, str(script), str(tmp_path / "store")]
     subprocess.run(command, check=True, timeout=600)  # it could hang
 

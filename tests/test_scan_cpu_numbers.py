@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from scan_cases import Case, inputs
+from scan_cases import (
+    Case,
+    check_that_an_infinite_output_is_at_no_bound,
+    check_that_nan_in_the_gradient_lasts_until_a_bound,
+    check_that_nan_lasts_until_a_reset,
+    inputs,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,54 +31,21 @@ def test_nan_stays_in_its_channel(nonlinearity):
 @pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
 @pytest.mark.parametrize("chunks", [1, 5])
 def test_nan_lasts_until_a_reset(nonlinearity, chunks):
-    """Also where u is 0 or a power of it has become 0."""
-    a = torch.zeros(2, 40, 7)
-    a[:, 3] = torch.nan
-    u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -1.0, 1e9, -1e25])
-    resets = torch.zeros(2, 40, dtype=torch.bool)
-    resets[1, 21] = True
-    h, options = torch.empty_like(a), {"nonlinearity": nonlinearity, "resets": resets}
-    h_n = cpu.scan_forward(a, u, None, h, **options, chunks=chunks)
-    assert h[0, 3:].isnan().all()
-    assert h[1, 3:21].isnan().all()
-    assert (h[1, 21:] == 0).all()
-    assert h_n[0].isnan().all()
-    assert (h_n[1] == 0).all()
+    options = {"nonlinearity": nonlinearity, "chunks": chunks}
+    check_that_nan_lasts_until_a_reset(cpu.scan_forward, **options)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 1.0])
 @pytest.mark.parametrize("chunks", [1, 5])
-def test_nan_in_the_gradient_lasts_until_a_state_at_a_bound(grad_clip, chunks):
-    h = torch.ones(1, 40, 5)
-    h[0, 9] = 0.0
-    grad_h = torch.zeros(1, 40, 5)
-    grad_h[0, 37] = torch.nan
-    u = torch.tensor([0.0, 1e-9, -1e-9, 1.0, 1e25])
+def test_nan_in_the_gradient_lasts_until_a_bound(grad_clip, chunks):
     options = {"grad_clip": grad_clip, "chunks": chunks}
-    grad_a, _, grad_h0, _ = cpu.scan_backward(grad_h, None, h, u, None, **options)
-    assert grad_a[0, 10:38].isnan().all()
-    assert (grad_a[0, :10] == 0).all()
-    assert (grad_a[0, 38:] == 0).all()
-    assert (grad_h0 == 0).all()
+    check_that_nan_in_the_gradient_lasts_until_a_bound(cpu.scan_backward, **options)
 
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "identity"])
 @pytest.mark.parametrize("chunks", [1, 5])
 def test_an_infinite_output_is_at_no_bound(nonlinearity, chunks):
-    """The gradient passes, as in PyTorch's relu. In float16 a finite state, too, may be stored as
-    an infinity."""
-    a = torch.randn(1, 400, 4, generator=torch.Generator().manual_seed(0))
-    a[0, 150, :2], a[0, 250, 2] = torch.inf, -torch.inf
-    u = torch.tensor([0.0, 0.5, 0.5, -0.5])
-    h, options = torch.empty_like(a), {"nonlinearity": nonlinearity}
-    cpu.scan_forward(a, u, None, h, **options)
-    grad_h = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
-    grad_a, grad_u, *_ = cpu.scan_backward(grad_h, None, h, u, None, **options, chunks=chunks)
-    a.requires_grad_()
-    u.requires_grad_()
-    reference.scan(a, u, **options)[0].backward(grad_h)
-    torch.testing.assert_close((grad_a, grad_u), (a.grad, u.grad), equal_nan=True)
-    assert grad_a[0, 150, :2].all()
+    check_that_an_infinite_output_is_at_no_bound(cpu, nonlinearity, chunks=chunks)
 
 
 def test_an_infinite_state_lasts_with_any_number_of_threads():

@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -127,34 +125,3 @@ def test_functional_call_and_copies():
     state = dict(other.named_parameters())
     torch.testing.assert_close(torch.func.functional_call(module, state, x), other(x))
     torch.testing.assert_close(copy.deepcopy(other)(x), other(x))
-
-
-_DISTRIBUTED = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from fastindrnn import IndRNN
-
-def main(rank, world, store):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.manual_seed(0)
-    module = IndRNN(5, 6, 3)
-    x = torch.randn(9, 4, 5)
-    expected = torch.autograd.grad(module(x)[0].square().mean(), list(module.parameters()))
-    parallel = DistributedDataParallel(module)
-    parallel(x[:, 2 * rank : 2 * rank + 2])[0].square().mean().backward()
-    for parameter, grad in zip(module.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, grad)
-    dist.destroy_process_group()
-
-if __name__ == "__main__":
-    torch.multiprocessing.spawn(main, (2, sys.argv[1]), 2)
-"""
-
-
-def test_distributed_data_parallel(tmp_path):
-    script = tmp_path / "distributed.py"
-    script.write_text(_DISTRIBUTED)
-    command = [sys.executable, str(script), str(tmp_path / "store")]
-    subprocess.run(command, check=True, timeout=600)  # it could hang

@@ -114,7 +114,7 @@ def indrnn_forward(
     **options,  # of `scan_forward`
 ):
     """Writes h_t = f(W x_t + bias + u * h_{t-1}), returns h_n [B, N] of x's dtype."""
-    _check_strategy(strategy)
+    _refuse_fused(strategy)
     _product(x, weight, h)
     # The scan adds the bias, as in the product that would be one more pass over memory.
     return scan_forward(h, u, h0, h, bias=bias, **options)
@@ -132,17 +132,15 @@ def projected_backward(
     **options,  # of `scan_backward`
 ):
     """`scan_backward` with grad_h = grad_next @ weight_next, in whose memory grad_a is returned."""
-    _check_strategy(strategy)
+    _refuse_fused(strategy)
     grad_a = torch.empty_like(h)
     _product(grad_next, weight_next.t(), grad_a)
     return scan_backward(grad_a, grad_h_n, h, u, h0, grad_a=grad_a, **options)
 
 
-def _check_strategy(strategy):
+def _refuse_fused(strategy):
     if strategy == "fused":
         raise ValueError("strategy 'fused': there is no fused kernel on a CPU, only 'split'")
-    if strategy not in ("auto", "split"):
-        raise ValueError(f"strategy must be 'auto' or 'split' on a CPU, but is {strategy!r}")
 
 
 def _product(x, weight, out):
