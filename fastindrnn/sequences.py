@@ -74,12 +74,6 @@ class Sequences:
             self.cu_seqlens.diff(), output_size=len(index)
         )
 
-    def repeat_over_time(self, values: Tensor, x: Tensor) -> Tensor:
-        """Values of each sequence, (B, features), in a shape that multiplies with x."""
-        if self.cu_seqlens is None:
-            return values[:, None]
-        return values.repeat_interleave(self.cu_seqlens.diff(), 0, output_size=x.shape[0])
-
     def in_memory_order(self, x: Tensor) -> Tensor:
         """x (B, T, features), or a copy of it in the batch's order in memory."""
         if self.time_first:
@@ -89,7 +83,9 @@ class Sequences:
     def shared_over_time(self, x: Tensor, dropout: float) -> Tensor:
         """x with a mask for each sequence, one for all of its steps (Gal and Ghahramani 2016)."""
         mask = nn.functional.dropout(x.new_ones(self.batch, x.shape[-1]), dropout)
-        return x * self.repeat_over_time(mask, x)
+        if self.cu_seqlens is None:
+            return x * mask[:, None]
+        return x * mask.repeat_interleave(self.cu_seqlens.diff(), 0, output_size=x.shape[0])
 
     def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
         """The parts side by side along the features, in the batch's order in memory."""

@@ -72,7 +72,8 @@ def load_authors(
     """
     names = _authors_names(module)
     check_mapping("state", state)
-    given = {_modern(key): value for key, value in state.items() if not _is_h0(key)}
+    # The authors' loop keeps zeros as a buffer, h0.
+    given = {_modern(k): value for k, value in state.items() if k.split(".")[-1] != "h0"}
     if isinstance(module, IndRNN) and not any(key.startswith("DIs.") for key in given):
         given = {_as_layer(key): value for key, value in given.items()}
     around = _HEADS + (_AROUND if _is_language_model(module) else ())
@@ -115,11 +116,6 @@ def to_authors(module: IndRNN | IndRNNCell | ResidualIndRNN | DenseIndRNN) -> di
         for key in norms:
             state[key.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
     return state
-
-
-def _is_h0(key: str) -> bool:
-    """The zeros that the authors' loop keeps as a buffer."""
-    return key.split(".")[-1] == "h0"
 
 
 def _modern(key: str) -> str:
