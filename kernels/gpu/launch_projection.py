@@ -17,43 +17,30 @@ from .ways import choice_of
 
 
 def indrnn_forward(
-    x,
-    weight,
-    bias,
-    u,
-    h0,
-    h,
-    *,
-    nonlinearity="relu",
-    reverse=False,
-    bidirectional=False,
-    lengths=None,
-    cu_seqlens=None,
-    resets=None,
-    strategy="auto",
-    choice=None,
+    x, weight, bias, u, h0, h, *, bidirectional=False, strategy="auto", choice=None, **options
 ):
     """Writes h_t = f(W x_t + b + u * h_{t-1}) to h; returns the last state h_n (B, N).
 
-    x: (B, T, K), or (total, K) with cu_seqlens (B + 1,); any strides, but adjacent features.
+    x: (B, T, K), or (total, K) with cu_seqlens; any strides, but adjacent features.
     weight: (N, K). bias: (N,) or None. u: (N,). h0: (B, N) or None. h: like x with N channels, and
     dense in x's order of batch and time. bidirectional: the second half of the channels takes the
     steps in the opposite order. strategy: "auto", "fused" or "split"; `choice` overrides what
-    `model` chooses. Raises ValueError where the fused kernel is asked for and cannot serve.
+    `model` chooses. options: the fields of `ScanOptions`. Raises ValueError where the fused kernel
+    is asked for and cannot serve.
     """
     directions = 2 if bidirectional else 1
-    options = ScanOptions(nonlinearity, reverse, lengths, cu_seqlens, resets)
+    options = ScanOptions(**options)
     if choice is None:
         choice = choice_of(strategy, x, weight, h, options, directions=directions)
     if choice.tile is None:
         return _split_forward(x, weight, bias, u, h0, h, options, directions, choice.slices)
-    B, T = sizes(x, cu_seqlens)
+    B, T = sizes(x, options.cu_seqlens)
     N = weight.shape[0] // directions
     h_n = h.new_empty(B, directions * N)
     arguments, grid = _fused_arguments(
         x, N, weight.stride(), options, choice, T=T, batch=B * directions
     )
-    stride_hb, stride_ht = strides(h, cu_seqlens)
+    stride_hb, stride_ht = strides(h, options.cu_seqlens)
     with torch.cuda.device_of(x):
         _fused_fwd_kernel[grid](
             x,
@@ -63,7 +50,7 @@ def indrnn_forward(
             h0,
             h,
             h_n,
-            T=padded_length(h, cu_seqlens),
+            T=padded_length(h, options.cu_seqlens),
             stride_hb=stride_hb,
             stride_ht=stride_ht,
             DIRECTIONS=directions,
@@ -80,21 +67,17 @@ def projected_backward(
     u,
     h0,
     *,
-    nonlinearity="relu",
-    reverse=False,
-    lengths=None,
-    cu_seqlens=None,
-    resets=None,
     grad_clip=None,
     strategy="auto",
     choice=None,
+    **options,
 ):
     """`scan_backward` where the gradient of h is grad_next @ weight_next, which is not kept.
 
     grad_next: (B, T, M), the gradient of the next layer's pre-activation. weight_next: (M, N). The
     rest as in `scan_backward` and `indrnn_forward`.
     """
-    options = ScanOptions(nonlinearity, reverse, lengths, cu_seqlens, resets)
+    options = ScanOptions(**options)
     if choice is None:
         choice = choice_of(strategy, grad_next, weight_next.t(), h, options, backward=True)
     grad_a = torch.empty_like(h)
@@ -103,15 +86,15 @@ def projected_backward(
         return scan_backward(
             grad_a, grad_h_n, h, u, h0, grad_clip=grad_clip, grad_a=grad_a, **options._asdict()
         )
-    (B, T), N = sizes(h, cu_seqlens), h.shape[-1]
+    (B, T), N = sizes(h, options.cu_seqlens), h.shape[-1]
     tiles = triton.cdiv(T, choice.tile.block_t) if choice.chained else 1
     sums = h.new_empty(2, tiles, B, N, dtype=torch.float32)
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
     arguments, grid = _fused_arguments(
         grad_next, N, weight_next.stride()[::-1], options, choice, T=T, batch=B
     )
-    stride_hb, stride_ht = strides(h, cu_seqlens)
-    stride_db, stride_dt = strides(grad_a, cu_seqlens)
+    stride_hb, stride_ht = strides(h, options.cu_seqlens)
+    stride_db, stride_dt = strides(grad_a, options.cu_seqlens)
     with torch.cuda.device_of(h):
         _fused_bwd_kernel[grid](
             grad_next,
@@ -124,7 +107,7 @@ def projected_backward(
             sums,
             grad_h0,
             clip=grad_clip,
-            T=padded_length(h, cu_seqlens),
+            T=padded_length(h, options.cu_seqlens),
             stride_hb=stride_hb,
             stride_ht=stride_ht,
             stride_db=stride_db,

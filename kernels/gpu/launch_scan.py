@@ -26,38 +26,24 @@ class Clip(NamedTuple):
     rest: float | None  # what that rounding left, for kernels that compute in float64
 
 
-def scan_forward(
-    a,
-    u,
-    h0,
-    h,
-    *,
-    nonlinearity="relu",
-    reverse=False,
-    lengths=None,
-    cu_seqlens=None,
-    resets=None,
-    chunks=None,
-    rows=None,
-    stages=None,
-    block_n=None,
-):
+def scan_forward(a, u, h0, h, *, chunks=None, rows=None, stages=None, block_n=None, **options):
     """Writes h_t = f(a_t + u * h_{t-1}) to h, which may be a; returns the last state h_n (B, N).
 
-    a, h: (B, T, N), or (total, N) with cu_seqlens (B + 1,); any strides, but adjacent channels.
-    u: (N,). h0: (B, N) or None. lengths: (B,). resets: bool, (B, T) or (total,). chunks, rows (at
-    most 32; a power of two with several stages), stages and block_n are the fields of `model.Plan`,
-    each None for that of `model.plan`. Raises ValueError for several chunks of tanh.
+    a, h: (B, T, N), or (total, N) with cu_seqlens; any strides, but adjacent channels. u: (N,). h0:
+    (B, N) or None. chunks, rows (at most 32; a power of two with several stages), stages and
+    block_n are the fields of `model.Plan`, each None for that of `model.plan`. options: the fields
+    of `ScanOptions`. Raises ValueError for several chunks of tanh.
     """
+    options = ScanOptions(**options)
     B, arguments = _shared_arguments(
         read=(a,),
         written=h,
-        options=ScanOptions(nonlinearity, reverse, lengths, cu_seqlens, resets),
+        options=options,
         requested={"chunks": chunks, "rows": rows, "stages": stages, "block_n": block_n},
     )
     h_n = a.new_empty(B, a.shape[-1])
-    stride_ab, stride_at = strides(a, cu_seqlens)
-    stride_hb, stride_ht = strides(h, cu_seqlens)
+    stride_ab, stride_at = strides(a, options.cu_seqlens)
+    stride_hb, stride_ht = strides(h, options.cu_seqlens)
     with torch.cuda.device_of(a):
         start = h0
         if arguments["CHUNKS"] > 1:
@@ -74,7 +60,7 @@ def scan_forward(
             stride_at=stride_at,
             stride_hb=stride_hb,
             stride_ht=stride_ht,
-            TANH=nonlinearity == "tanh",
+            TANH=options.nonlinearity == "tanh",
             **arguments,
             **COMPILER_OPTIONS,
         )
@@ -88,17 +74,13 @@ def scan_backward(
     u,
     h0,
     *,
-    nonlinearity="relu",
-    reverse=False,
-    lengths=None,
-    cu_seqlens=None,
-    resets=None,
     grad_clip=None,
     grad_a=None,
     chunks=None,
     rows=None,
     stages=None,
     block_n=None,
+    **options,
 ):
     """The gradients (grad_a, grad_u, grad_h0) of `scan_forward`, from the h that it stored, and
     grad_bias (N,), the sum of grad_a over batch and time.
@@ -108,20 +90,21 @@ def scan_backward(
     write to, which may be grad_h, or None. The rest as in `scan_forward`. grad_a is like h, grad_u
     like u, and grad_h0 (B, N) of h0's dtype, or without h0 of h's.
     """
+    options = ScanOptions(**options)
     grad_a = torch.empty_like(h) if grad_a is None else grad_a
     B, arguments = _shared_arguments(
         read=(h, grad_h),
         written=grad_a,
-        options=ScanOptions(nonlinearity, not reverse, lengths, cu_seqlens, resets),
+        options=options._replace(reverse=not options.reverse),
         requested={"chunks": chunks, "rows": rows, "stages": stages, "block_n": block_n},
     )
     N = h.shape[-1]
     sums = h.new_empty(2, B, arguments["CHUNKS"], N, dtype=state_dtype(h))
     grad_h0 = h.new_empty(B, N) if h0 is None else torch.empty_like(h0)
     clip = _clip(grad_clip)
-    stride_gb, stride_gt = strides(grad_h, cu_seqlens)
-    stride_hb, stride_ht = strides(h, cu_seqlens)
-    stride_db, stride_dt = strides(grad_a, cu_seqlens)
+    stride_gb, stride_gt = strides(grad_h, options.cu_seqlens)
+    stride_hb, stride_ht = strides(h, options.cu_seqlens)
+    stride_db, stride_dt = strides(grad_a, options.cu_seqlens)
     with torch.cuda.device_of(h):
         start = None
         if arguments["CHUNKS"] > 1:
@@ -144,7 +127,7 @@ def scan_backward(
             stride_ht=stride_ht,
             stride_db=stride_db,
             stride_dt=stride_dt,
-            TANH=nonlinearity == "tanh",
+            TANH=options.nonlinearity == "tanh",
             **arguments,
             **COMPILER_OPTIONS,
         )

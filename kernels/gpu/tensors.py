@@ -13,11 +13,11 @@ import torch
 class ScanOptions(NamedTuple):
     """The options of a call, with the tensors that say where sequences end and start anew."""
 
-    nonlinearity: str
-    reverse: bool
-    lengths: torch.Tensor | None  # (B,)
-    cu_seqlens: torch.Tensor | None  # (B + 1,)
-    resets: torch.Tensor | None  # bool, (B, T) or (total,)
+    nonlinearity: str = "relu"
+    reverse: bool = False
+    lengths: torch.Tensor | None = None  # (B,)
+    cu_seqlens: torch.Tensor | None = None  # (B + 1,)
+    resets: torch.Tensor | None = None  # bool, (B, T) or (total,)
 
 
 def sizes(x, cu_seqlens):
