@@ -107,6 +107,34 @@ def numbers_before_nan():
     InterpreterBuilder.create_minnumf = operation(np.fmin)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def language_replaced_once():
+    """At each call of a device function, Triton's interpreter looks through its language for what
+    to replace, which is half of its time. What the launch, or an earlier call, has replaced is
+    skipped."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    try:
+        from triton.runtime import interpreter
+    except ModuleNotFoundError:  # Triton is for Linux
+        return
+    import triton.language as tl
+
+    original, languages = interpreter._patch_lang, {}
+    nothing = getattr(interpreter, "_LangPatchScope", object)()  # before Triton 3.6 there is none
+
+    def replace_language(function):
+        module = function.__module__
+        if module not in languages:
+            values = function.__globals__.values()
+            languages[module] = [x for x in (tl, tl.core) if any(value is x for value in values)]
+        if any(tl.core.is_builtin(language.load) for language in languages[module]):
+            return original(function)
+        return nothing
+
+    interpreter._patch_lang = replace_language
+
+
 @pytest.fixture
 def products_of_bfloat16(monkeypatch):
     """Triton's interpreter keeps bfloat16 as integers, and would multiply these in its `dot`."""

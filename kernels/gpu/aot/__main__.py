@@ -9,7 +9,7 @@ import triton
 
 from . import __doc__ as description
 from .cases import TARGETS
-from .compiler import Failure, Report, compile_all
+from .compiler import Failure, Report, compile_all, jobs_of
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     print("triton", triton.__version__)
     print(f"{'target':7} {'dtype':6} {'kernel':43}registers spilled shared barriers instructions "
           "per element")  # fmt: skip
-    reports = compile_all(options.target, options.processes)
+    reports = compile_all(jobs_of(options.target), options.processes)
     for report in reports:
         line = f"{report.target:7} {report.dtype:6} {report.name:43}"
         if isinstance(report, Failure):

@@ -92,8 +92,13 @@ def compile_case(case: Case, target: str) -> Report:
     )
 
 
-def compile_all(targets: list[str], processes: int = 2) -> list[Report | Failure]:
-    """Every case for each of these targets, in this many processes."""
+def jobs_of(targets: list[str]) -> list[tuple[str, int]]:
+    """For `compile_all`: every case for each of these targets."""
+    return [(target, position) for target in targets for position in range(len(cases(target)))]
+
+
+def compile_all(jobs: list[tuple[str, int]], processes: int = 2) -> list[Report | Failure]:
+    """Compiles in this many processes. Each job: a target, and a position in `cases(target)`."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 replaces Triton's compiler: unset it")
     idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -108,8 +113,8 @@ def compile_all(targets: list[str], processes: int = 2) -> list[Report | Failure
             idle.put(worker)
 
     with ThreadPoolExecutor(processes) as pool:
-        jobs = [pool.submit(compile_one, t, i) for t in targets for i in range(len(cases(t)))]
-        reports = [job.result() for job in jobs]
+        futures = [pool.submit(compile_one, *job) for job in jobs]
+        reports = [future.result() for future in futures]
     for _ in range(processes):
         idle.get().stop()
     return reports
