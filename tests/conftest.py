@@ -4,6 +4,10 @@ no test: hypothesis has no deadline."""
 
 import os
 
+# Threads of OpenMP that have nothing to do sleep. Otherwise they spin, and where another process
+# wants the cores, the threads that have work wait for them. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import emulator
 import pytest
 import torch

@@ -76,7 +76,7 @@ def test_concurrent_calls():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)  # it could hang
         assert not thread.is_alive()
     assert not wrong
 
@@ -94,7 +94,7 @@ def scan(seed):
 
 class Scans(Dataset):
     def __len__(self):
-        return 4
+        return 2
 
     def __getitem__(self, i):
         return scan(i)
@@ -103,14 +103,14 @@ def child(queue, seed):
     queue.put(scan(seed).numpy())
 
 def main():
-    expected = [scan(i) for i in range(4)]  # the parent's threads exist by now
+    expected = [scan(i) for i in range(2)]  # the parent's threads exist by now
     if sys.argv[1] == "loader":
         loader = DataLoader(Scans(), 1, num_workers=2, multiprocessing_context="fork")
         results = [h[0] for h in loader]
     else:
         context = torch.multiprocessing.get_context(sys.argv[1])
         results = []
-        for i in range(4):
+        for i in range(2):
             queue = context.SimpleQueue()
             process = context.Process(target=child, args=(queue, i))
             process.start()

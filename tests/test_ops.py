@@ -120,8 +120,17 @@ def test_gradient_of_the_last_state_alone():
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("padded", torch.float32),
+        ("lengths", torch.bfloat16),
+        ("packed", torch.float32),
+        pytest.param("padded", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("lengths", torch.float32, marks=pytest.mark.slow),
+        pytest.param("packed", torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_opcheck(form, dtype):
     a, u, h0, options = leaves(Case(3, 6, 4, form=form, has_resets=True, dtype=dtype))
     tensors = [options.get(name) for name in ("lengths", "cu_seqlens", "resets")]

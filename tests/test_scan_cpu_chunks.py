@@ -92,12 +92,15 @@ def _zero_where_any_is_not_finite(*tensors):
 @pytest.mark.parametrize(
     ("nonlinearity", "T", "u", "scale", "shift"),
     [
-        ("relu", 65536, [1.004], 1, -0.5),
+        ("relu", 16384, [1.016], 1, -0.5),
         ("relu", 4096, [1.1, 1.2], 1, -1.5),
         ("relu", 4096, [-1.1, -3.0, 6.0], 1, 0),
         ("relu", 8192, [0.9, 0.99, 1.0, 1.001, 1.01], 1, -0.5),
         ("hardtanh", 4096, [1.3, -1.5, 5.0], 0.05, 0),
-        ("hardtanh", 65536, [1.05], 0.05, 0),
+        ("hardtanh", 16384, [1.2], 0.05, 0),
+        # The reference takes seconds for these.
+        pytest.param("relu", 65536, [1.004], 1, -0.5, marks=pytest.mark.slow),
+        pytest.param("hardtanh", 65536, [1.05], 0.05, 0, marks=pytest.mark.slow),
         ("relu6", 4096, [1.3, -1.3], 1, -2),
         ("identity", 4096, [0.9, 1.0, -1.0, 1.01, -1.01], 1, 0),
     ],

@@ -1,4 +1,4 @@
-"""fastindrnn::stack within PyTorch: under compile, export, autocast, checkpointing and DDP."""
+"""fastindrnn::stack within PyTorch: under compile, export, autocast and checkpointing."""
 
 import contextlib
 import copy

@@ -122,8 +122,19 @@ def test_frozen_layers():
             tensor.requires_grad_(False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("padded", torch.float32),
+        ("time first", torch.bfloat16),
+        ("lengths", torch.bfloat16),
+        ("packed", torch.float32),
+        pytest.param("padded", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("time first", torch.float32, marks=pytest.mark.slow),
+        pytest.param("lengths", torch.float32, marks=pytest.mark.slow),
+        pytest.param("packed", torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_opcheck(form, dtype):
     *tensors, options = case_of(form, has_resets=True)
     x, weights, biases, us, h0 = (

@@ -1,4 +1,4 @@
-"""The operators under PyTorch's tools: FLOP counter, profiler, torch.func, saved programs."""
+"""The operators under PyTorch's tools: FLOP counter, profiler, torch.func."""
 
 import subprocess
 import sys
@@ -150,27 +150,3 @@ def test_the_ways_out_of_torch_func(name):
         return scale * call(x)
 
     torch.testing.assert_close(torch.func.grad(constant)(torch.tensor(2.0)), call(x))
-
-
-def test_a_saved_program_needs_the_import(tmp_path):
-    """PyTorch names the operator that it lacks; after the import it runs."""
-    module, path = IndRNN(K, N).eval(), tmp_path / "program.pt2"
-    x = torch.randn(T, B, K)
-    torch.export.save(torch.export.export(module, (x,)), path)
-    torch.save((x, module(x)[0].detach()), tmp_path / "expected.pt")
-    script = f"""if True:
-        import torch
-        x, expected = torch.load({str(tmp_path / "expected.pt")!r})
-        try:
-            torch.export.load({str(path)!r})
-        except Exception:
-            import fastindrnn
-        else:
-            raise AssertionError("loaded without the operators")
-        program = torch.export.load({str(path)!r})
-        torch.testing.assert_close(program.module()(x)[0], expected)
-    """
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script], check=True, capture_output=True, text=True
-    )
-    assert "fastindrnn" in done.stderr
