@@ -70,7 +70,7 @@ def test_an_infinite_input_ends_at_the_bound(u):
 
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
-@pytest.mark.parametrize("chunks", [1, 2, 5])
+@pytest.mark.parametrize("chunks", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_infinities_as_step_by_step(nonlinearity, chunks):
     """One at a time and one after the other, within a chunk, across its end, and in h0."""
     u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -0.5, 1.0, -1.0, 1.7, -1.7])

@@ -1,5 +1,7 @@
 """The fused kernels with NaN, infinities, an h0 out of bounds and maps that overflow."""
 
+import itertools
+
 import pytest
 import torch
 from layer_cases import by_reference, double, fused, run_forward, split
@@ -89,12 +91,24 @@ def test_gradients_that_grow(chained):
         assert_close_to_reference(three[0].cpu(), *three[1:], what=what, magnitude=magnitude)
 
 
-@pytest.mark.parametrize("nonlinearity", ["relu", "identity", "hardtanh", "relu6"])
-@pytest.mark.parametrize(("lanes", "adjacent"), [(4, 2), (1, 1)])
-@pytest.mark.parametrize("chained", [False, True])
-def test_infinities_as_step_by_step(nonlinearity, lanes, adjacent, chained):
+def every_pair(*options):
+    """All combinations, of which those of every other one are slow: the rest has every pair of
+    values of two options."""
+    found = []
+    for combination in itertools.product(*(enumerate(values) for values in options)):
+        positions, values = zip(*combination, strict=True)
+        marks = [pytest.mark.slow] if sum(positions) % 2 else []
+        found.append(pytest.param(*values, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "lanes", "chained"),
+    every_pair(["relu", "identity", "hardtanh", "relu6"], [4, 1], [False, True]),
+)
+def test_infinities_as_step_by_step(nonlinearity, lanes, chained):
     """One at a time and one after the other: within a lane, within a tile, across tiles, in h0."""
-    choice = fused(lanes=lanes, adjacent=adjacent, chained=chained)
+    choice = fused(lanes=lanes, adjacent=2 if lanes == 4 else 1, chained=chained)
     u = torch.tensor([0.0, 1e-9, -1e-9, 0.5, -0.5, 1.0, -1.0, 1.7, -1.7])
     pairs = [(x, y) for x in INFINITIES for y in (None, *INFINITIES)]
     x = torch.randn(len(pairs) + 3, 40, 1)
