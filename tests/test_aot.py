@@ -156,13 +156,13 @@ def test_all_targets_dtypes_and_kernels(reports):
 
 
 def test_nothing_spills(reports, table):
-    """What a kernel spills is traffic that its floor does not count.
-
-    Fused kernels with every option at once may spill the few bytes that the table has.
-    """
-    spills = [report for report in reports if report["spilled"]]
-    assert all("all options" in report["name"] for report in spills), spills
-    assert sum(report["spilled"] for report in spills) <= 64
+    """What a kernel spills is traffic that its floor does not count: it may be the few bytes that
+    the table has for three fused kernels with many options."""
+    allowed = {key: row["spilled"] for key, row in by_kernel(table["kernels"]).items()}
+    assert sum(allowed.values()) <= 80
+    assert sum(spilled > 0 for spilled in allowed.values()) <= 3
+    for key, report in by_kernel(reports).items():
+        assert report["spilled"] <= allowed[key], report
 
 
 def test_shared_memory_is_there(reports):

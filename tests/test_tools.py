@@ -76,7 +76,7 @@ def test_every_operator_has_a_formula():
 
 
 @pytest.mark.parametrize("counter_first", [False, True])
-def test_the_counter_may_be_imported_before_or_after(counter_first):
+def test_the_counter_may_be_imported_before_or_after(counter_first, tmp_path):
     imports = ["import fastindrnn", "from torch.utils.flop_counter import FlopCounterMode"]
     script = f"""if True:
         import sys, torch
@@ -87,7 +87,7 @@ def test_the_counter_may_be_imported_before_or_after(counter_first):
         assert counter.get_total_flops() == 12
         assert not any("fastindrnn" in type(finder).__module__ for finder in sys.meta_path)
     """
-    subprocess.run([sys.executable, "-P", "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
