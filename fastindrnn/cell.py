@@ -95,7 +95,7 @@ class IndRNNCell(nn.Module):
         Args:
             input: (B, I) or (I,).
             hx: state (B, H) or (H,); zeros if None. In a stream without an end |u| must be 1 at
-                most (`recurrent_max_for(None)`), or the states grow until they overflow.
+                most, or the states grow until they overflow; take `recurrent_max=0.99`.
 
         Returns:
             The next state, (B, H) or (H,).

@@ -90,8 +90,9 @@ class Stack(nn.Module):
             input: (T, B, I); with batch_first (B, T, I); (T, I) for one sequence without a batch;
                 or a PackedSequence.
             hx: initial states, of the shape of h_n; zeros if None. Where h_n of one chunk of a
-                stream is hx of the next, |u| must be 1 at most (`recurrent_max_for(None)`): with a
-                larger one the states grow from chunk to chunk until they overflow.
+                stream is hx of the next, |u| must be 1 at most, or the states grow from chunk to
+                chunk until they overflow; `recurrent_max=0.99` keeps their size the same however
+                long the stream is.
             lengths: (B,) integer tensor on the input's device: steps from there on are padding;
                 their output is 0.
             resets: booleans of the input's first two dimensions: such a step starts a new sequence,
@@ -129,7 +130,7 @@ class Stack(nn.Module):
         Args:
             x_t: (B, I) or (I,).
             state: as h_n of the full pass; zeros if None. In a stream without an end |u| must be 1
-                at most (`recurrent_max_for(None)`), or the states grow until they overflow.
+                at most, or the states grow until they overflow; take `recurrent_max=0.99`.
             time_step: which step of the sequence this is; it matters for norm="batch_per_step"
                 alone, which needs it where `state` is given. 0 if None.
 
