@@ -87,7 +87,7 @@ def main(argv=None):
     parser.add_argument("--model", choices=["indrnn", "lstm"], default="indrnn")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--layers", type=int, help="4 of an IndRNN, 2 of an LSTM")
-    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="at first; falls to 0")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
