@@ -29,6 +29,7 @@ def _number(kind, what, holds):
 
 
 positive = _number(float, "a finite number above 0", lambda value: value > 0)
+at_least_zero = _number(float, "a finite number, at least 0", lambda value: value >= 0)
 probability = _number(float, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
 growth = _number(float, "a finite number, at least 1", lambda value: value >= 1)
 
@@ -39,6 +40,20 @@ def sizes(word):
     if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"{word!r} must be BxTxN, as in 32x1000x128")
     return tuple(int(part) for part in parts)
+
+
+def several(choices):
+    """An `argparse` type: some of the choices, as 'indrnn,lstm'."""
+
+    def parse(word):
+        found = word.split(",")
+        if not set(found) <= set(choices) or len(set(found)) < len(found):
+            raise argparse.ArgumentTypeError(
+                f"{word!r} must be some of {', '.join(choices)}, with commas between them"
+            )
+        return found
+
+    return parse
 
 
 def device(word):

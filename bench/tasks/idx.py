@@ -16,8 +16,8 @@ import torch
 from einops import rearrange
 
 from bench.arguments import UserError
+from bench.tasks.data import VARIABLE
 
-VARIABLE = "FASTINDRNN_DATA"
 SOURCE = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 LABELS, IMAGES = 2049, 2051
 LARGEST = 1 << 28  # bytes of a file; MNIST's largest has 47 million

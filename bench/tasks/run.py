@@ -2,19 +2,25 @@
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from bench import arguments
 from bench.arguments import UserError
 from bench.environment import describe, keep_freed_memory, new_figure, write_figure, write_json
-from bench.tasks import training
+from bench.tasks import checkpoint
+from bench.tasks.models import KINDS, OURS, hidden_for
+from bench.tasks.training import WINDOW, Learner, Schedule, train
+from fastindrnn import constrain_, constrain_after_step, parameter_groups
 
 try:
     import fcntl
@@ -53,11 +59,11 @@ def hold(folder, held):
         return  # a file system without locks
 
 
-def folder_of(args, name):
+def folder_of(args):
     """The folder for the results: that of the run to resume, or a new one, which is then held."""
     if args.resume is not None:
         return args.resume
-    folder = args.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = args.out or Path("runs") / f"{args.command}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,38 +75,127 @@ def folder_of(args, name):
 
 
 class Task:
-    """What `python -m bench` trains. Made with the settings of a run, an instance has
+    """What `python -m bench` trains: the networks that --model names, one after the other, each
+    from the same seed and on the same data in the same order.
 
-    name, title   for the folder, and for whoever reads what is printed
-    learners      what is trained, before the first step
+    A task gives `prepare`, `make_model`, `loss_of_step` and `evaluate`, and may change the rest.
     """
 
+    title = ""  # for whoever reads what is printed
+    shown = ""  # the figure of `evaluate` that is drawn
     SETTINGS: ClassVar = {  # name: (default, type, help)
+        "model": (["indrnn"], arguments.several(KINDS), f"some of {', '.join(KINDS)}"),
+        "layers": (2, arguments.integer(1), "recurrent layers; residual: blocks of two"),
+        "hidden": (128, arguments.integer(1), "neurons of a layer; dense: 8 times the growth"),
+        "parameters": (None, arguments.integer(1), "of each network, by its hidden size"),
         "batch": (32, arguments.integer(1), "sequences per step"),
-        "hidden": (128, arguments.integer(1), "neurons of a layer"),
+        "steps": (1000, arguments.integer(1), "training steps at most"),
+        "seconds": (None, arguments.positive, "of training each network, at most"),
+        "evaluate-every": (None, arguments.integer(1), "steps (default: at the end)"),
         "lr": (2e-4, arguments.positive, "learning rate of Adam"),
+        "weight-decay": (0.0, arguments.at_least_zero, "of matrices"),
+        "dropout": (0.0, arguments.probability, "after each recurrence, one mask for all steps"),
         "seed": (0, arguments.integer(0), "of the initial weights, the data and dropout"),
         "device": (None, arguments.device, "where to train (default: cuda where there is one)"),
         "threads": (None, arguments.integer(1), "of PyTorch on the CPU (default: its own choice)"),
         "log-every": (100, arguments.integer(1), "steps between two lines"),
     }
-    FLAGS: ClassVar = {}  # name: help
-    MAY_CHANGE: ClassVar = {
-        "threads",
-        "log_every",
-    }  # when a run is resumed: what decides no training
+    FLAGS: ClassVar = {"full": "the settings of the paper, for a GPU, where none are given"}
+    FULL: ClassVar = {}  # settings
+    # When a run is resumed: what decides no training.
+    MAY_CHANGE: ClassVar = {"threads", "log_every", "steps", "seconds", "data"}
+    gradient_clip = 10.0  # of each element
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.prepare()
+        self.learners = [self.make_learner(kind) for kind in settings["model"]]
+
+    def prepare(self):
+        """Reads the data, and refuses settings that do not fit."""
+
+    def layers_of(self, kind):
+        return self.settings["layers"]
+
+    def make_model(self, kind, hidden, layers):
+        """The whole network, with its head."""
+        raise NotImplementedError
+
+    def loss_of_step(self, learner, step):
+        """{"loss": a scalar, and what else is to be recorded}; the data depend on `step` alone."""
+        raise NotImplementedError
+
+    def evaluate(self, model):
+        """{figure: number}, on data that are not trained on."""
+        return {}
+
+    def learning_rate(self, learner, step):
+        return self.settings["lr"]
+
+    def make_learner(self, kind):
+        settings, layers = self.settings, self.layers_of(kind)
+        make, hidden = partial(self.make_model, kind, layers=layers), settings["hidden"]
+        if settings["parameters"]:
+            hidden = hidden_for(settings["parameters"], make)
+        torch.manual_seed(settings["seed"])
+        model = make(hidden).to(settings["device"])
+        groups = parameter_groups(model, settings["weight_decay"])
+        optimizer = torch.optim.Adam(groups, lr=settings["lr"])
+        self.clip_gradients(kind, model, optimizer)
+        if kind in OURS:
+            constrain_(model)
+            constrain_after_step(optimizer, model)
+        depth = "" if layers is None else f"{layers} x "
+        return Learner(f"{kind} {depth}{hidden}", model, optimizer)
+
+    def clip_gradients(self, kind, model, optimizer):
+        """Before each step of the optimiser: every element."""
+        parameters = list(model.parameters())
+        optimizer.register_step_pre_hook(
+            lambda *_: nn.utils.clip_grad_value_(parameters, self.gradient_clip)
+        )
+
+    def schedule(self, learner):
+        names = "steps", "evaluate_every", "log_every"
+        seconds = self.settings["seconds"] or math.inf
+        return Schedule(**{name: self.settings[name] for name in names}, seconds=seconds)
 
     def train(self, save, stop):
         """Trains the learners until they are done or `stop` is not empty; save() now and then."""
-        raise NotImplementedError
+        for learner in self.learners:
+            if learner.step == 0:
+                torch.manual_seed(self.settings["seed"])
+            train(learner, self, self.schedule(learner), save, stop)
+            if stop:
+                break
+            print(f"{learner.name}: {learner.summary()}")
+            save()
 
     def facts(self):
         """What the report holds beside the settings and the machine."""
-        raise NotImplementedError
+        found = {each.name: each.result(self.schedule(each).target) for each in self.learners}
+        return {"models": found}
 
-    def draw(self, figure):
-        """The curves."""
-        raise NotImplementedError
+    def plots(self):
+        """{name of a file: function that draws on a figure}."""
+        return {"curves": self.draw_curves}
+
+    def draw_curves(self, figure):
+        """The training loss against steps, and the figure that is shown against seconds."""
+        has_figures = any(len(learner.validations) > 1 for learner in self.learners)
+        panels = figure.subplots(1, 1 + has_figures, squeeze=False)[0]
+        for learner in self.learners:
+            learner.plot(panels[0])
+            if has_figures:
+                seconds = [line["seconds"] for line in learner.validations]
+                found = [line[self.shown] for line in learner.validations]
+                panels[1].plot(seconds, found, marker=".", label=learner.name)
+                panels[1].set(xlabel="seconds of training", ylabel=self.shown)
+        label = f"training loss, mean of {WINDOW} steps"
+        panels[0].set(xlabel="step", ylabel=label, yscale="log")
+        for axes in panels:
+            axes.grid(alpha=0.3)
+            axes.legend()
 
     @classmethod
     def add_arguments(cls, parser):
@@ -125,11 +220,13 @@ class Task:
         merged = {name.replace("-", "_"): default for name, default in defaults.items()}
         merged["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         given = {name: value for name, value in vars(args).items() if name in merged}
+        if given.get("data"):
+            given["data"] = str(given["data"].resolve())
         if args.resume is None:
-            return merged | given, None
+            return merged | (cls.FULL if given.get("full") else {}) | given, None
         hold(args.resume, args.held)
-        checkpoint = training.load_checkpoint(args.resume / "checkpoint.pt", args.command)
-        merged |= checkpoint["settings"]
+        found = checkpoint.load(args.resume / "checkpoint.pt", args.command)
+        merged |= found["settings"]
         for name, value in given.items():
             if name not in cls.MAY_CHANGE and value != merged[name]:
                 option = name.replace("_", "-")
@@ -138,42 +235,43 @@ class Task:
             arguments.device(merged["device"])
         except argparse.ArgumentTypeError as error:
             raise UserError(f"the run to resume needs its device: {error}") from None
-        return merged | given, checkpoint
+        return merged | given, found
 
     @classmethod
     def run(cls, args):
-        """Trains, writes checkpoint.pt, report.json and curves.png, and returns the exit status."""
-        settings, checkpoint = cls.merge(args)
+        """Trains, writes checkpoint.pt, report.json and plots, and returns the exit status."""
+        settings, begun = cls.merge(args)
         if settings["threads"]:
             torch.set_num_threads(settings["threads"])
-        job = cls(settings)
-        folder = folder_of(args, job.name)
-        if checkpoint:
-            training.restore(job.learners, checkpoint)
+        task = cls(settings)
+        folder = folder_of(args)
+        if begun:
+            checkpoint.restore(task.learners, begun)
         environment = describe(settings["device"])
-        print(f"{job.title}; on {environment['device_name']}; results in {folder}")
+        print(f"{task.title}; on {environment['device_name']}; results in {folder}")
         keep_freed_memory()
 
         def save():
-            training.save_checkpoint(folder / "checkpoint.pt", args.command, settings, job.learners)
-            # Not where the data lie: a job says which they are.
+            checkpoint.save(folder / "checkpoint.pt", args.command, settings, task.learners)
+            # Not where the data lie: a task says which they are.
             shown = {name: value for name, value in settings.items() if name != "data"}
             about = {"task": args.command, "settings": shown, "environment": environment}
-            write_json(folder / "report.json", about | {"window": training.WINDOW} | job.facts())
+            write_json(folder / "report.json", about | {"window": WINDOW} | task.facts())
 
         with stop_requests() as stop:
-            job.train(save, stop)
+            task.train(save, stop)
             save()
-            if figure := new_figure(8, 4.5):
-                figure.suptitle(job.title)
-                job.draw(figure)
-                write_figure(folder / "curves.png", figure, dpi=150)
+            for name, draw in task.plots().items():
+                if figure := new_figure(8, 4.5):
+                    figure.suptitle(task.title)
+                    draw(figure)
+                    write_figure(folder / f"{name}.png", figure, dpi=150)
         if stop:
             print(f"stopped; to go on: python -m bench {args.command} --resume {folder}")
             return 130
-        diverged = [learner for learner in job.learners if learner.outcome == "diverged"]
+        diverged = [learner for learner in task.learners if learner.outcome == "diverged"]
         for learner in diverged:
             said = f"{learner.name}: the loss is not finite after {learner.step} steps"
             print(said, file=sys.stderr)
-        print(f"curves.png, report.json and checkpoint.pt are in {folder}")
+        print(f"report.json, checkpoint.pt and plots are in {folder}")
         return 1 if diverged else 0

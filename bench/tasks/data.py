@@ -1,0 +1,49 @@
+"""Where the data of a task lie, and in which order they are trained on."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from bench.arguments import UserError
+
+VARIABLE = "FASTINDRNN_DATA"
+SETTING = (None, Path, f"folder with the files (default: the variable {VARIABLE})")
+
+
+def find(settings, name, source):
+    """The path of a file of the folder; a UserError says what is missing, and where to get it."""
+    folder = settings["data"] or os.environ.get(VARIABLE)
+    if not folder:
+        raise UserError(
+            f"--data DIR, or the variable {VARIABLE}, must name the folder with {name}: {source}"
+        )
+    path = Path(folder) / name
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: {source}")
+    return path
+
+
+def generator(settings, step=0):
+    """Of the data of one step, on the device: those of each step are the same in every run."""
+    return torch.Generator(settings["device"]).manual_seed(settings["seed"] * 1_000_003 + step)
+
+
+class Shuffled:
+    """Called with a step, the indices of its examples: every epoch in an order of its own, which
+    depends on seed and epoch alone, so that a resumed run finds its place.
+
+    steps   of an epoch
+    """
+
+    def __init__(self, count, settings):
+        self.count, self.settings, self.epoch = count, settings, None
+        self.steps = -(-count // settings["batch"])
+
+    def __call__(self, step):
+        epoch, place = divmod(step, self.steps)
+        if epoch != self.epoch:
+            options = {"generator": generator(self.settings, epoch)}
+            order = torch.randperm(self.count, device=self.settings["device"], **options)
+            self.epoch, self.parts = epoch, order.split(self.settings["batch"])
+        return self.parts[place]
