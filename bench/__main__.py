@@ -11,10 +11,13 @@ import sys
 
 from bench.arguments import UserError
 
-RUNS = "writes checkpoint.pt, report.json and curves.png into a new folder of runs/, or --out"
+TASKS = {  # name, and module of bench.tasks: what is trained
+    "adding": "networks on the adding problem",
+    "mnist": "networks on MNIST, pixel by pixel",
+}
+RUNS = "writes checkpoint.pt, report.json and plots into a new folder of runs/, or --out"
 COMMANDS = {  # name: (module, what it does and what it writes)
-    "adding": ("bench.tasks.adding", f"train an IndRNN on the adding problem; {RUNS}"),
-    "mnist": ("bench.tasks.mnist", f"train an IndRNN on MNIST, pixel by pixel; {RUNS}"),
+    **{name: (f"bench.tasks.{name}", f"train {what}; {RUNS}") for name, what in TASKS.items()},
     "speed": (
         "bench.speed.command",
         "measure layers and the recurrence alone beside what a user would pick instead; writes "
