@@ -13,6 +13,7 @@ from bench.arguments import UserError
 
 TASKS = {  # name, and module of bench.tasks: what is trained
     "adding": "networks on the adding problem",
+    "chars": "character language models",
     "mnist": "networks on MNIST, pixel by pixel",
 }
 RUNS = "writes checkpoint.pt, report.json and plots into a new folder of runs/, or --out"
