@@ -78,6 +78,8 @@ def write_data(folder):
         content = idx_file(2051, count, SIDE, SIDE, values=images)
         write(folder, f"{part}-images-idx3-ubyte", content)
         write(folder, f"{part}-labels-idx1-ubyte", idx_file(2049, count, values=labels))
+    words = rng.choice(["to ", "be ", "or ", "not\n"], 1000)
+    (folder / "tinyshakespeare.txt").write_text("".join(words))
     return folder
 
 

@@ -24,12 +24,16 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("mnist") / "data")
 
 
+TINY = ["--layers", "2", "--parameters", "2000", "--batch", "4", "--steps", "57", "--length", "10"]
+
+
 @pytest.fixture(scope="module")
 def commands(data):
     """Of each task a command that trains a small network for at least 50 steps."""
     small = ["--batch", "8", "--layers", "2", "--epochs", "3"]
     return {
         "adding": [*ADDING, "--steps", "57", "--keep-going", "--decay-every", "25"],
+        "chars": ["chars", *SMALL, *TINY, "--model", "indrnn,lstm", "--data", str(data)],
         "mnist": ["mnist", *SMALL, *small, "--data", str(data)],
     }
 
@@ -171,6 +175,9 @@ def assert_same(actual, expected, path="checkpoint"):
             assert_same(actual[key], expected[key], f"{path}.{key}")
     elif isinstance(expected, torch.Tensor):
         assert torch.equal(actual, expected), path
+    elif isinstance(expected, list):
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_same(one, other, f"{path}[{index}]")
     else:
         assert actual == expected, path
 
@@ -223,14 +230,16 @@ def killed(command, folder, monkeypatch):
     }
 
 
-@pytest.mark.parametrize(("task", "stop"), [("adding", interrupted), ("mnist", killed)])
+@pytest.mark.parametrize(
+    ("task", "stop"), [(task, killed if task == "mnist" else interrupted) for task in TASKS]
+)
 def test_a_stopped_run_ends_as_if_it_never_had_been(
     task, stop, commands, finished, tmp_path, monkeypatch
 ):
     pytest.importorskip("fcntl", reason="Windows has no such locks")
     folder, whole = tmp_path / "stopped", finished[task][0]
     stop(commands[task], folder, monkeypatch)
-    (begun,) = checkpoint(folder)["learners"].values()
+    begun, *_ = checkpoint(folder)["learners"].values()
     assert len(begun["series"]["loss"]) == 20
     run(task, "--resume", folder)
     assert {path.name for path in folder.iterdir()} == WRITTEN

@@ -36,8 +36,7 @@ class Chars(Task):
         "layers": (None, arguments.integer(1), "of each network (default: 4, of lstm and gru 2)"),
         "parameters": (250_000, *Task.SETTINGS["parameters"][1:]),
         "length": (100, arguments.integer(2), "time steps of a chunk"),
-        "steps": (100_000, *Task.SETTINGS["steps"][1:]),
-        "seconds": (180.0, *Task.SETTINGS["seconds"][1:]),
+        "steps": (3000, *Task.SETTINGS["steps"][1:]),
         "evaluate-every": (300, *Task.SETTINGS["evaluate-every"][1:]),
         "lr": (2e-3, *Task.SETTINGS["lr"][1:]),
         "dropout": (0.1, *Task.SETTINGS["dropout"][1:]),
@@ -49,7 +48,7 @@ class Chars(Task):
     FULL: ClassVar = {
         **{"model": ["residual"], "layers": 10, "hidden": 2000, "parameters": None},
         **{"batch": 128, "length": 50, "lr": 2e-4, "dropout": 0.3, "norm": "batch_per_step"},
-        "seconds": None,
+        "steps": 100_000,
     }
 
     def prepare(self):
