@@ -29,6 +29,11 @@ COMMANDS = {  # name: (module, what it does and what it writes)
         "draw what speed has measured; writes charts (SVG) beside each JSON, and without a JSON "
         "takes those of bench/results and writes their figures into README.md",
     ),
+    "results": (
+        "bench.page",
+        "write what the tasks have measured, the JSON files of bench/results, into docs/results.md "
+        "and README.md; writes nothing else, but copies the runs that are named to bench/results",
+    ),
     "tune": (
         "bench.tune",
         "compare the launch model of the GPU kernels with a sweep; writes a JSON if --out names it",

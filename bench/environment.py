@@ -91,6 +91,15 @@ def write(path, content):
         raise UserError(f"{path} cannot be written: {error.strerror or error}{stays}") from None
 
 
+def replace_between(page, begin, end, text):
+    """The page with the text between its two marks."""
+    head, found, rest = page.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"the page has no place for results: it needs {begin} and {end}")
+    return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
 def write_json(path, content):
     """One line for a list of numbers and words, and for what holds only such things."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"

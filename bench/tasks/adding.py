@@ -20,7 +20,23 @@ from fastindrnn import recurrent_max_for
 CHANCE = 1 / 6
 
 
+# Li et al. 2018, read off plotted curves: training steps until the error is about 0.01.
+PUBLISHED = {
+    (100, "indrnn"): "1,500",
+    (100, "lstm"): "2,000",
+    (100, "irnn"): "6,000 to 7,000",
+    (500, "indrnn"): "2,000",
+    (500, "lstm"): "6,000",
+    (1000, "indrnn"): "3,000 to 4,000",
+    (1000, "lstm"): "not in 60,000",
+    (1000, "irnn"): "not in 60,000",
+    (5000, "indrnn"): "15,000",
+    **{(length, "rnn"): "never" for length in (100, 500, 1000)},
+}
+
+
 class Adding(Task):
+    form = "{:,.4g}"
     SETTINGS: ClassVar = Task.SETTINGS | {
         "length": (1000, arguments.integer(2), "time steps of a sequence"),
         "steps": (60000, arguments.integer(1), "training steps at most"),
@@ -61,6 +77,16 @@ class Adding(Task):
             stops_at_target=not settings["keep_going"],
             log_every=settings["log_every"],
         )
+
+    @classmethod
+    def measured(cls, settings, result):
+        steps, error = result["steps_to_target"], result["running_loss"]
+        return {"last error": error, f"steps to an error of {settings['target']}": steps}
+
+    @classmethod
+    def published(cls, settings, kind):
+        text = PUBLISHED.get((settings["length"], kind), "")
+        return {"steps to an error of 0.01": text} if settings["target"] == 0.01 else {}
 
     def facts(self):
         return {"chance": CHANCE} | super().facts()

@@ -27,7 +27,7 @@ NORMS = "batch", "batch_per_step", "layer"
 
 
 class Chars(Task):
-    title = "Characters"
+    data_label = "in place of the Penn Treebank"
     shown = "bits per character"
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
@@ -103,20 +103,10 @@ class Chars(Task):
     def evaluate(self, model):
         return {self.shown: mean_bits(model, self.text["validation"])}
 
-    def facts(self):
-        """The test is made once, when nothing is trained any more."""
-        found = super().facts()
-        for learner in self.learners:
-            if learner.outcome in ("step limit", "time limit"):
-                learner.model.eval()
-                found["models"][learner.name] |= {
-                    "test": {self.shown: mean_bits(learner.model, self.text["test"])},
-                    "written": self.write(learner.model),
-                }
-                learner.model.train()
-        return found
+    def finish(self, model):
+        test = {self.shown: mean_bits(model, self.text["test"])}
+        return {"test": test, "written": self.write(model)}
 
-    @torch.no_grad()
     def write(self, model):
         """Text, character by character: each costs the same, however long the text is."""
         generator = data.generator(self.settings)
@@ -157,7 +147,6 @@ def bits(logits, symbols):
     return cross_entropy(logits.flatten(0, 1), symbols.flatten()) / math.log(2)
 
 
-@torch.no_grad()
 def mean_bits(model, text):
     """Bits per character of a text, which EVALUATION_BATCH readers read side by side."""
     pieces = text[: len(text) // EVALUATION_BATCH * EVALUATION_BATCH].view(EVALUATION_BATCH, -1)

@@ -51,7 +51,7 @@ LOGS = {  # (model, layers, permuted)
 
 
 class Mnist(Task):
-    shown = "accuracy"
+    shown, form = "accuracy", "{:.1%}"
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
         "layers": (None, arguments.integer(1), "recurrent layers, 6; residual: blocks of two, 5"),
@@ -81,7 +81,7 @@ class Mnist(Task):
         self.title = f"{'permuted' if settings['permuted'] else 'sequential'} MNIST"
 
     def layers_of(self, kind):
-        return self.settings["layers"] or LAYERS.get(kind, 1)
+        return layers_of(self.settings, kind)
 
     def make_model(self, kind, hidden, layers):
         return Network(kind, hidden, layers, self.pixels, self.settings)
@@ -101,25 +101,26 @@ class Mnist(Task):
         found = score(settled, *self.images["validation"])
         return found | {f"{name}, running norms": value for name, value in running.items()}
 
-    def facts(self):
-        found = super().facts()
-        for learner, kind in zip(self.learners, self.settings["model"], strict=True):
-            settled = with_settled_norms(
-                learner.model, self.images["train"][0], self.settings["batch"]
-            )
-            about = {"authors_log": self.authors_log(kind)}
-            if learner.step == self.settings["steps"]:
-                about["test"] = score(settled, *self.images["test"])
-            found["models"][learner.name] |= about
-        images = {part: len(labels) for part, (_, labels) in self.images.items()}
-        return found | {"images": images}
+    def finish(self, model):
+        settled = with_settled_norms(model, self.images["train"][0], self.settings["batch"])
+        return {"test": score(settled, *self.images["test"])}
 
-    def authors_log(self, kind):
-        """{epoch: validation accuracy in %} of the published run that this one repeats, if any."""
-        settings, key = self.settings, (kind, self.layers_of(kind), self.settings["permuted"])
-        if settings["hidden"] != 128 or settings["limit_train"] or key not in LOGS:
-            return {}
-        return dict(zip(EPOCHS, LOGS[key], strict=True))
+    def facts(self):
+        images = {part: len(labels) for part, (_, labels) in self.images.items()}
+        return super().facts() | {"images": images}
+
+    @classmethod
+    def measured(cls, settings, result):
+        """At the epochs of the authors' logs."""
+        lines = dict(enumerate(result["validations"], 1))
+        found = {"test": result["test"]["accuracy"]} if "test" in result else {}
+        shown = [epoch for epoch in EPOCHS if epoch in lines]
+        return found | {f"after epoch {epoch}": lines[epoch]["accuracy"] for epoch in shown}
+
+    @classmethod
+    def published(cls, settings, kind):
+        log = authors_log(settings, kind)
+        return {f"after epoch {epoch}": f"{value} %" for epoch, value in log.items()}
 
     def draw_curves(self, figure):
         """Beside the authors' logs."""
@@ -128,13 +129,25 @@ class Mnist(Task):
             return
         for learner, kind in zip(self.learners, self.settings["model"], strict=True):
             seconds = [line["seconds"] for line in learner.validations]
-            log = self.authors_log(kind)
+            log = authors_log(self.settings, kind)
             shown = [epoch for epoch in log if epoch <= len(seconds)]
             if shown:
                 times = [seconds[epoch - 1] for epoch in shown]
                 values = [log[epoch] / 100 for epoch in shown]
                 figure.axes[1].plot(times, values, "x", label=f"{kind}: the authors' log, by epoch")
         figure.axes[1].legend()
+
+
+def layers_of(settings, kind):
+    return settings["layers"] or LAYERS.get(kind, 1)
+
+
+def authors_log(settings, kind):
+    """{epoch: validation accuracy in %} of the published run that this one repeats, if any."""
+    key = kind, layers_of(settings, kind), settings["permuted"]
+    if settings["hidden"] != 128 or settings["limit_train"] or key not in LOGS:
+        return {}
+    return dict(zip(EPOCHS, LOGS[key], strict=True))
 
 
 class Network(nn.Module):

@@ -83,6 +83,8 @@ class Task:
 
     title = ""  # for whoever reads what is printed
     shown = ""  # the figure of `evaluate` that is drawn
+    form = "{:.3f}"  # of figures, in tables
+    data_label = "same data"  # as those of the published figures; or what stands in for them
     SETTINGS: ClassVar = {  # name: (default, type, help)
         "model": (["indrnn"], arguments.several(KINDS), f"some of {', '.join(KINDS)}"),
         "layers": (2, arguments.integer(1), "recurrent layers; residual: blocks of two"),
@@ -127,6 +129,10 @@ class Task:
 
     def evaluate(self, model):
         """{figure: number}, on data that are not trained on."""
+        return {}
+
+    def finish(self, model):
+        """What is to be in the report when the training has ended: {"test": figures, ...}."""
         return {}
 
     def learning_rate(self, learner, step):
@@ -175,6 +181,20 @@ class Task:
         """What the report holds beside the settings and the machine."""
         found = {each.name: each.result(self.schedule(each).target) for each in self.learners}
         return {"models": found}
+
+    @classmethod
+    def measured(cls, settings, result):
+        """{figure: number or None} of a network, for the table; the last one stands for all."""
+        lines = result["validations"]
+        found = {f"{cls.shown}, validation": lines[-1][cls.shown] if lines else None}
+        if "test" in result:
+            found[f"{cls.shown}, test"] = result["test"][cls.shown]
+        return found
+
+    @classmethod
+    def published(cls, settings, kind):
+        """{figure: text} beside what was measured, where somebody has published it."""
+        return {}
 
     def plots(self):
         """{name of a file: function that draws on a figure}."""
@@ -255,7 +275,8 @@ class Task:
             checkpoint.save(folder / "checkpoint.pt", args.command, settings, task.learners)
             # Not where the data lie: a task says which they are.
             shown = {name: value for name, value in settings.items() if name != "data"}
-            about = {"task": args.command, "settings": shown, "environment": environment}
+            about = {"task": args.command, "title": task.title, "settings": shown}
+            about["environment"] = environment
             write_json(folder / "report.json", about | {"window": WINDOW} | task.facts())
 
         with stop_requests() as stop:

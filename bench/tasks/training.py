@@ -28,6 +28,7 @@ class Learner:
     seconds: float = 0.0  # of training; evaluation does not count
     validations: list[dict] = field(default_factory=list)
     outcome: str = "not started"
+    final: dict = field(default_factory=dict)  # measured once, when the training has ended
 
     @property
     def step(self):
@@ -76,7 +77,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         device = next(self.model.parameters()).device
         self.carried = tuple(part.to(device) for part in state["carried"].values())
-        for name in ("series", "step_seconds", "seconds", "validations", "outcome"):
+        for name in ("series", "step_seconds", "seconds", "validations", "outcome", "final"):
             setattr(self, name, state[name])
 
     def result(self, target):
@@ -95,6 +96,7 @@ class Learner:
             "median_step_seconds": statistics.median(self.step_seconds or [0.0]),
             "validations": self.validations,
             "curve": curve,
+            **self.final,
         }
 
     def plot(self, axes):
@@ -152,6 +154,8 @@ def train(learner, task, schedule, save, stop):
             if (is_due or outcome) and outcome != "diverged":
                 evaluate(learner, task, bar)
             if outcome:
+                if outcome != "diverged":
+                    finish(learner, task)
                 break
             train_stretch(learner, task, schedule.next_stop(first), stop)
             bar.update(learner.step - first)
@@ -186,6 +190,14 @@ def train_stretch(learner, task, end, stop):
     elapsed = time.perf_counter() - began
     learner.seconds += elapsed
     learner.step_seconds.append(elapsed / len(rows))
+
+
+@torch.no_grad()
+def finish(learner, task):
+    """Measures what is measured at the end alone."""
+    learner.model.eval()
+    learner.final = task.finish(learner.model)
+    learner.model.train()
 
 
 @torch.no_grad()

@@ -1,0 +1,139 @@
+"""Write what the tasks have measured into docs/results.md and README.md, from bench/results.
+
+A folder of a run that is named is first taken into bench/results, under the folder's name: its
+report and its plots. Runs that differ in nothing but the seed are one row, their mean. Nothing is
+trained.
+"""
+
+import importlib
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+from bench.arguments import UserError
+from bench.environment import replace_between, write
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+MARKS = "<!-- bench results: begin -->", "<!-- bench results: end -->"
+
+
+def add_arguments(parser):
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders to take over")
+
+
+def run(args):
+    for folder in args.runs:
+        take(folder)
+    found = experiments()
+    for path, text in (("docs/results.md", page(found)), ("README.md", summary(found))):
+        whole = replace_between((ROOT / path).read_text(encoding="utf-8"), *MARKS, text)
+        write(ROOT / path, whole)
+        print(f"written: {path}")
+    return 0
+
+
+def take(folder):
+    """Copies a run's report and plots to bench/results/NAME.json and NAME-PLOT.png."""
+    if not (folder / "report.json").is_file():
+        raise UserError(f"{folder} holds no report.json: is it the folder of a run?")
+    name = folder.resolve().name
+    shutil.copy(folder / "report.json", RESULTS / f"{name}.json")
+    for plot in sorted(folder.glob("*.png")):
+        shutil.copy(plot, RESULTS / f"{name}-{plot.name}")
+
+
+def experiments():
+    """[(task, {name of a file: its report})], of one experiment each: they differ by the seed."""
+    grouped = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if "task" in report:
+            ignored = "seed", "hashes", "threads", "log_every"
+            settings = {key: v for key, v in report["settings"].items() if key not in ignored}
+            key = report["task"], json.dumps(settings, sort_keys=True)
+            grouped.setdefault(key, {})[path.stem] = report
+    return [(task_of(name), reports) for (name, _), reports in sorted(grouped.items())]
+
+
+def task_of(name):
+    """The class of a task."""
+    return importlib.import_module(f"bench.tasks.{name}").run.__self__
+
+
+def rows(task, reports):
+    """[(network, parameters, seconds of training, {figure: (here, published)})]."""
+    (settings, *_), found = [report["settings"] for report in reports.values()], []
+    models = [report["models"] for report in reports.values()]
+    for kind, name in zip(settings["model"], models[0], strict=True):
+        results = [each[name] for each in models]
+        measured = [task.measured(settings, result) for result in results]
+        published = task.published(settings, kind)
+        figures = {
+            figure: (mean([each[figure] for each in measured], task), published.get(figure, ""))
+            for figure in measured[0]
+        }
+        seconds = statistics.fmean(result["seconds"] for result in results)
+        found.append((name, results[0]["parameters"], seconds, figures))
+    return found
+
+
+def mean(values, task):
+    """The mean over seeds, with its range where there are several."""
+    if None in values:
+        return "-" if len(values) == 1 else f"- ({values.count(None)} of {len(values)} seeds)"
+    text = task.form.format(statistics.fmean(values))
+    if len(values) > 1:
+        low, high = task.form.format(min(values)), task.form.format(max(values))
+        text += f" ({len(values)} seeds, {low} to {high})"
+    return text
+
+
+def page(found):
+    """A section for each experiment: what, on which machine, a table, plots."""
+    parts = []
+    for task, reports in found:
+        first = next(iter(reports.values()))
+        files = ", ".join(f"[{name}](bench/results/{name}.json)" for name in reports)
+        machine, date = first["environment"]["device_name"], first["environment"]["date"][:10]
+        table = rows(task, reports)
+        figures = list(dict.fromkeys(figure for *_, each in table for figure in each))
+        lines = [
+            f"| network | parameters | training | {' | '.join(figures)} |",
+            f"|---|---:|---:|{'---:|' * len(figures)}",
+        ]
+        for name, parameters, seconds, each in table:
+            cells = [cell(*each.get(figure, ("", ""))) for figure in figures]
+            time = f"{seconds / 60:.1f} min"
+            lines.append(f"| {name} | {parameters:,} | {time} | {' | '.join(cells)} |")
+        plots = [
+            f"![{first['title']}: {plot.stem.removeprefix(name + '-')}](bench/results/{plot.name})"
+            for name in list(reports)[:1]
+            for plot in sorted(RESULTS.glob(f"{name}-*.png"))
+        ]
+        about = f"{task.data_label}; {machine}, {date}; {files}."
+        parts += [f"### {first['title']}", about, "\n".join(lines), *plots]
+    return "\n\n".join(parts)
+
+
+def cell(here, published):
+    return f"{here} (published: {published})" if published else here
+
+
+def summary(found):
+    """One row for each experiment: the best network of this package, and those beside it."""
+    lines = ["| task | network | parameters | figure | here | published | others here |"]
+    lines.append("|---|---|---:|---|---:|---:|---|")
+    for task, reports in found:
+        first = next(iter(reports.values()))
+        ours, *others = rows(task, reports)
+        name, parameters, _, figures = ours
+        figure = list(figures)[-1]
+        here, published = figures[figure]
+        beside = ", ".join(f"{other} {each[figure][0]}" for other, _, _, each in others)
+        title = f"{first['title']} ({task.data_label})"
+        lines.append(
+            f"| {title} | {name} | {parameters:,} | {figure} | {here} | {published} | {beside} |"
+        )
+    return "\n".join(lines)
