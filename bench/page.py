@@ -26,12 +26,19 @@ def add_arguments(parser):
 def run(args):
     for folder in args.runs:
         take(folder)
-    found = experiments()
-    for path, text in (("docs/results.md", page(found)), ("README.md", summary(found))):
-        whole = replace_between((ROOT / path).read_text(encoding="utf-8"), *MARKS, text)
-        write(ROOT / path, whole)
+    for path, text in written(experiments()).items():
+        write(path, text)
         print(f"written: {path}")
     return 0
+
+
+def written(found):
+    """{path: its text with the results in it}."""
+    texts = {ROOT / "docs" / "results.md": page(found), ROOT / "README.md": summary(found)}
+    return {
+        path: replace_between(path.read_text(encoding="utf-8"), *MARKS, text)
+        for path, text in texts.items()
+    }
 
 
 def take(folder):
@@ -129,9 +136,10 @@ def summary(found):
         first = next(iter(reports.values()))
         ours, *others = rows(task, reports)
         name, parameters, _, figures = ours
-        figure = list(figures)[-1]
+        # The last one that was measured stands for all.
+        figure = [name for name, (here, _) in figures.items() if here[0] != "-"][-1]
         here, published = figures[figure]
-        beside = ", ".join(f"{other} {each[figure][0]}" for other, _, _, each in others)
+        beside = ", ".join(f"{other}: {each[figure][0]}" for other, _, _, each in others)
         title = f"{first['title']} ({task.data_label})"
         lines.append(
             f"| {title} | {name} | {parameters:,} | {figure} | {here} | {published} | {beside} |"

@@ -47,7 +47,7 @@ def test_help_says_what_a_command_writes(command):
     _, listed = run("--help")[0].split("COMMAND\n", 1)
     for printed in (run(command, "--help")[0], listed[listed.index(f"    {command} ") :]):
         assert "writes" in printed
-        assert "runs/" in printed or command in ("report", "tune")
+        assert "runs/" in printed or command in ("report", "results", "tune")
 
 
 def remove_a_network(content):
@@ -114,8 +114,10 @@ WRONG = {  # what is asked: what the one line says; {run} is a folder with a run
     "mnist": "--data DIR, or the variable FASTINDRNN_DATA, must name the folder with MNIST's four",
     "mnist --data {run}/nowhere": "there is no folder {run}/nowhere to read MNIST from; its files",
     "mnist --resume {run}": "checkpoint.pt is of python -m bench adding, not of mnist",
-    "mnist --model dense --layers 3": "--layers: the dense model has blocks of 8, 6 and 4",
-    "mnist --model dense --hidden 12": "--hidden 12: must be a multiple of 8 with dense",
+    "mnist --model fractal,lstm": "argument --model: 'fractal,lstm' must be some of indrnn,",
+    "adding --model dense --hidden 12": "--hidden 12: must be a multiple of 8 with dense",
+    "chars --data {run}": "there is no file {run}/tinyshakespeare.txt: https://",
+    "results {run}/nothing": "{run}/nothing holds no report.json",
     "mnist --gamma 0.5": "argument --gamma: '0.5' must be a finite number, at least 1",
     "mnist --dropout 1.5": "argument --dropout: '1.5' must be a probability from 0 to 1",
     "mnist --resume {mnist} --permuted": "--permuted True: the run to resume has False",

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import page
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -63,40 +65,17 @@ def result(name):
     return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def percent(*shares):
-    return ", ".join(f"{100 * share:.1f} %" for share in shares)
-
-
 def words(text):
     """The text with each gap as one blank: where a line ends does not matter."""
     return " ".join(text.split())
 
 
 def test_accuracy_is_as_measured():
-    plain, residual = result("mnist-plain-cpu"), result("mnist-residual-cpu")
-    permuted = [result(f"mnist-permuted-seed{seed}-cpu") for seed in (0, 1)]
-    adding = result("adding-cpu")["models"]["IndRNN"]
-    runs = {
-        "MNIST in order, 1 and 2 epochs": [(plain, 0), (plain, 1)],
-        "MNIST in order, 1 epoch": [(residual, 0)],
-        "MNIST permuted, 1 epoch, seeds 0 and 1": [(run, 0) for run in permuted],
-    }
-    for task, epochs in runs.items():
-        lines = [run["validations"][epoch] for run, epoch in epochs]
-        here = percent(*(line["accuracy"] for line in lines))
-        published = ", ".join(dict.fromkeys(f"{line['authors']} %" for line in lines))
-        count = f"{epochs[0][0]['parameters']:,}"
-        assert re.search(
-            rf"^\| {task} \| .* \| {count} \| {here} \| {published} \|$", README, re.MULTILINE
-        ), (task, count, here, published)
-    count, steps = f"{adding['parameters']:,}", f"{adding['steps_to_target']:,}"
-    assert re.search(rf"^\| adding problem.* \| {count} \| {steps} \|", README, re.MULTILINE)
-    minutes, seconds = divmod(round(adding["seconds"]), 60)
-    assert f"It took {steps} steps and {minutes} min {seconds} s" in README
-    last = [percent(run["curve"][-1]["accuracy"]) for run in permuted]
-    assert f"they are right in {last[0]} and {last[1]} of the images" in words(README)
-    settled = percent(permuted[1]["validations"][0]["settled_accuracy"])
-    assert f"the second run has {settled}." in words(README)
+    """The tables are what `python -m bench results` writes from the JSON files."""
+    found = page.experiments()
+    assert found
+    for path, text in page.written(found).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m bench results"
 
 
 def test_memory_is_as_measured():

@@ -38,6 +38,8 @@ def make_ours(kind, inputs, hidden, layers, bidirectional, **options):
     def stack():
         if kind == "residual":
             return ResidualIndRNN(inputs, hidden, layers, **options)
+        if hidden % 8:
+            raise UserError(f"--hidden {hidden}: must be a multiple of 8 with dense")
         return DenseIndRNN(inputs, hidden // 8, DENSE, **options)
 
     return Bidirectional(stack) if bidirectional else stack()

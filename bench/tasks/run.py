@@ -139,7 +139,8 @@ class Task:
         return self.settings["lr"]
 
     def make_learner(self, kind):
-        settings, layers = self.settings, self.layers_of(kind)
+        settings = self.settings
+        layers = None if kind == "dense" else self.layers_of(kind)
         make, hidden = partial(self.make_model, kind, layers=layers), settings["hidden"]
         if settings["parameters"]:
             hidden = hidden_for(settings["parameters"], make)
