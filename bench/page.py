@@ -89,7 +89,7 @@ def rows(task, reports):
 def mean(values, task):
     """The mean over seeds, with its range where there are several."""
     if None in values:
-        return "-" if len(values) == 1 else f"- ({values.count(None)} of {len(values)} seeds)"
+        return "-"
     text = task.form.format(statistics.fmean(values))
     if len(values) > 1:
         low, high = task.form.format(min(values)), task.form.format(max(values))
@@ -105,7 +105,10 @@ def page(found):
         files = ", ".join(f"[{name}](bench/results/{name}.json)" for name in reports)
         machine, date = first["environment"]["device_name"], first["environment"]["date"][:10]
         table = rows(task, reports)
-        figures = list(dict.fromkeys(figure for *_, each in table for figure in each))
+        measured = [
+            name for *_, each in table for name, (here, _) in each.items() if here[0] != "-"
+        ]
+        figures = list(dict.fromkeys(measured))
         lines = [
             f"| network | parameters | training | {' | '.join(figures)} |",
             f"|---|---:|---:|{'---:|' * len(figures)}",
@@ -119,13 +122,14 @@ def page(found):
             for name in list(reports)[:1]
             for plot in sorted(RESULTS.glob(f"{name}-*.png"))
         ]
-        about = f"{task.data_label}; {machine}, {date}; {files}."
+        busy = f"load average {first['environment']['load_average']:.1f} at the start"
+        about = f"{task.data_label}; {machine}, {busy}, {date}; {files}."
         parts += [f"### {first['title']}", about, "\n".join(lines), *plots]
     return "\n\n".join(parts)
 
 
 def cell(here, published):
-    return f"{here} (published: {published})" if published else here
+    return f"{here} (published: {published})" if published and here[0] != "-" else here
 
 
 def summary(found):
