@@ -1,5 +1,6 @@
 """Where the data of a task lie, and in which order they are trained on."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from bench.arguments import UserError
 
 VARIABLE = "FASTINDRNN_DATA"
+PACKAGES = "sktime", "aeon"  # which ship small sets of data
 SETTING = (None, Path, f"folder with the files (default: the variable {VARIABLE})")
 
 
@@ -22,6 +24,25 @@ def find(settings, name, source):
     if not path.is_file():
         raise UserError(f"there is no file {path}: {source}")
     return path
+
+
+def find_shipped(settings, group, name):
+    """The path of a file of the folder, or of the one that sktime or aeon ships in its group. The
+    package is not imported, so that none of what it needs has to be installed."""
+    folder = settings["data"] or os.environ.get(VARIABLE)
+    places = [Path(folder)] if folder else []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        roots = spec.submodule_search_locations if spec else []
+        places += [Path(root) / "datasets" / "data" / group for root in roots]
+    paths = [place / name for place in places]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"there is no {name}: pip install sktime, which ships it, or put it into a folder that "
+        f"--data DIR, or the variable {VARIABLE}, names"
+    )
 
 
 def generator(settings, step=0):

@@ -18,9 +18,9 @@ from bench import arguments
 from bench.arguments import UserError
 from bench.environment import describe, keep_freed_memory, new_figure, write_figure, write_json
 from bench.tasks import checkpoint
-from bench.tasks.models import KINDS, OURS, hidden_for
+from bench.tasks.models import KINDS, hidden_for
 from bench.tasks.training import WINDOW, Learner, Schedule, train
-from fastindrnn import constrain_, constrain_after_step, parameter_groups
+from fastindrnn import Stack, constrain_, constrain_after_step, parameter_groups
 
 try:
     import fcntl
@@ -149,7 +149,7 @@ class Task:
         groups = parameter_groups(model, settings["weight_decay"])
         optimizer = torch.optim.Adam(groups, lr=settings["lr"])
         self.clip_gradients(kind, model, optimizer)
-        if kind in OURS:
+        if any(isinstance(part, Stack) for part in model.modules()):
             constrain_(model)
             constrain_after_step(optimizer, model)
         depth = "" if layers is None else f"{layers} x "
