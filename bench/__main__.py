@@ -13,8 +13,11 @@ from bench.arguments import UserError
 
 TASKS = {  # name, and module of bench.tasks: what is trained
     "adding": "networks on the adding problem",
+    "airline": "networks that forecast airline passengers",
     "chars": "character language models",
     "mnist": "networks on MNIST, pixel by pixel",
+    "skeleton": "networks that tell actions apart by how joints move",
+    "vowels": "networks that tell speakers apart by a vowel, JapaneseVowels",
 }
 RUNS = "writes checkpoint.pt, report.json and plots into a new folder of runs/, or --out"
 COMMANDS = {  # name: (module, what it does and what it writes)

@@ -80,7 +80,49 @@ def write_data(folder):
         write(folder, f"{part}-labels-idx1-ubyte", idx_file(2049, count, values=labels))
     words = rng.choice(["to ", "be ", "or ", "not\n"], 1000)
     (folder / "tinyshakespeare.txt").write_text("".join(words))
+    write_series(folder, rng)
     return folder
+
+
+def write_series(folder, rng):
+    """What the tasks on series read, in small: a wave, two vowels, two actions of three people."""
+    months = [f"{1949 + month // 12}-{1 + month % 12:02}" for month in range(84)]
+    passengers = [100 + month + 30 * np.sin(month * np.pi / 6) for month in range(84)]
+    lines = [f"{month},{number:.0f}" for month, number in zip(months, passengers, strict=True)]
+    (folder / "Airline.csv").write_text("\n".join(["Date,Passengers", *lines, ""]))
+    for part, count in (("TRAIN", 10), ("TEST", 6)):
+        rows = [
+            (rng.normal(index % 2, 0.1, (3, 5 + index)), 1 + index % 2) for index in range(count)
+        ]
+        (folder / f"JapaneseVowels_{part}.ts").write_text(ts_file(rows))
+    for person in (1, 2, 3):  # the third is for the test
+        for action in (1, 7):
+            for repetition in (1, 2):
+                name = f"S001C001P{person:03}R{repetition:03}A{action:03}.skeleton"
+                joints = rng.normal(action, 0.1, (22 + repetition, 25, 3))
+                text = skeleton_file([{"72057594037944738": frame} for frame in joints])
+                (folder / name).write_text(text)
+
+
+def ts_file(rows):
+    """Of pairs: values (channels, T) and a label."""
+    lines = [
+        ":".join([*(",".join(f"{value:.6f}" for value in part) for part in values), str(label)])
+        for values, label in rows
+    ]
+    return "\n".join(["# a comment: not data", "@problemName Small", "@data", *lines, ""])
+
+
+def skeleton_file(frames):
+    """Of {tracking number: joints (25, 3)} for each frame: the public format of NTU RGB+D, in which
+    the words that stand for neither are 9 and 0.5."""
+    lines = [len(frames)]
+    for bodies in frames:
+        lines.append(len(bodies))
+        for number, joints in bodies.items():
+            lines += [f"{number} 9 9 9 9 9 9 0.5 0.5 9", len(joints)]
+            lines += [" ".join([*map(str, joint), *["0.5"] * 8, "9"]) for joint in joints]
+    return "\n".join(map(str, lines)) + "\n"
 
 
 def checkpoint(folder):

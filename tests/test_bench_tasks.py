@@ -17,6 +17,7 @@ from bench.tasks import adding, mnist, training
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = {"checkpoint.pt", "report.json", "curves.png"}
+PLOTS = {"airline": {"forecast.png"}}  # beside the curves
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,14 @@ TINY = ["--layers", "2", "--parameters", "2000", "--batch", "4", "--steps", "57"
 def commands(data):
     """Of each task a command that trains a small network for at least 50 steps."""
     small = ["--batch", "8", "--layers", "2", "--epochs", "3"]
+    series = ["--batch", "4", "--epochs", "25", "--parameters", "2000", "--data", str(data)]
     return {
         "adding": [*ADDING, "--steps", "57", "--keep-going", "--decay-every", "25"],
+        "airline": ["airline", *SMALL, "--steps", "57", "--history", "60", "--data", str(data)],
         "chars": ["chars", *SMALL, *TINY, "--model", "indrnn,lstm", "--data", str(data)],
         "mnist": ["mnist", *SMALL, *small, "--data", str(data)],
+        "skeleton": ["skeleton", *SMALL, *series, "--model", "indrnn,lstm"],
+        "vowels": ["vowels", *SMALL, *series, "--model", "residual,lstm"],
     }
 
 
@@ -198,7 +203,7 @@ def interrupted(command, folder, monkeypatch):
         patch.setattr(training.Learner, "line", interrupt)
         output, _ = run(*command, "--out", folder, status=130)
     assert f"python -m bench {command[0]} --resume {folder}" in output
-    assert {path.name for path in folder.iterdir()} == WRITTEN
+    assert {path.name for path in folder.iterdir()} == WRITTEN | PLOTS.get(command[0], set())
 
 
 KILLED = """
@@ -242,7 +247,7 @@ def test_a_stopped_run_ends_as_if_it_never_had_been(
     begun, *_ = checkpoint(folder)["learners"].values()
     assert len(begun["series"]["loss"]) == 20
     run(task, "--resume", folder)
-    assert {path.name for path in folder.iterdir()} == WRITTEN
+    assert {path.name for path in folder.iterdir()} == WRITTEN | PLOTS.get(task, set())
     assert_same(checkpoint(folder), checkpoint(whole))
 
 
