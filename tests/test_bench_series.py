@@ -130,11 +130,10 @@ def test_padding_changes_no_answer(kind, folder):
         torch.testing.assert_close(alone[0], together[index])
 
 
-def test_the_mean_over_time_leaves_padding_out():
-    output, lengths = torch.randn(3, 5, 2, generator=GENERATOR), torch.tensor([5, 1, 3])
-    expected = torch.stack([x[:length].mean(0) for x, length in zip(output, lengths, strict=True)])
-    output[1, 1:] = torch.nan
-    torch.testing.assert_close(series.mean_over_time(output, lengths), expected)
+def test_each_sequence_is_read_out_at_its_own_end():
+    output, lengths = torch.arange(15.0).view(3, 5, 1), torch.tensor([5, 1, 3])
+    assert series.last_step(output, lengths).flatten().tolist() == [4, 5, 12]
+    assert series.last_step(output).flatten().tolist() == [4, 9, 14]
 
 
 def test_the_figure_is_of_the_test_series_or_of_those_held_out(folder, tmp_path):

@@ -118,7 +118,7 @@ class Classification(Task):
 
 
 class Classifier(nn.Module):
-    """A recurrent network, the mean of its output over time, and a linear head.
+    """A recurrent network and a linear head on the last step of each sequence.
 
     Takes x (B, T, inputs) and lengths (B,), or None; gives logits (B, labels).
     """
@@ -134,12 +134,11 @@ class Classifier(nn.Module):
 
     def forward(self, x, lengths=None):
         output, _ = self.recurrent(x, lengths=lengths)
-        return self.head(self.dropout(mean_over_time(output, lengths)))
+        return self.head(self.dropout(last_step(output, lengths)))
 
 
-def mean_over_time(output, lengths=None):
-    """(B, T, features) to (B, features), each sequence's mean over its own time steps."""
+def last_step(output, lengths=None):
+    """(B, T, features) to (B, features), each sequence at its own last step."""
     if lengths is None:
-        return output.mean(1)
-    is_valid = torch.arange(output.shape[1], device=output.device) < lengths[:, None]
-    return torch.where(is_valid[..., None], output, 0.0).sum(1) / lengths[:, None]
+        return output[:, -1]
+    return output[torch.arange(len(output), device=output.device), lengths - 1]

@@ -27,22 +27,21 @@ class Vowels(series.Classification):
     }
 
     def load(self):
-        self.series, self.lengths, labels, hashes = {}, {}, {}, {}
         found = {}
         for part in ("train", "test"):
             name = f"JapaneseVowels_{part.upper()}.ts"
-            path = data.find_shipped(self.settings, "JapaneseVowels", name)
-            found[part] = series.load(path)
+            found[part] = series.load(data.find_shipped(self.settings, "JapaneseVowels", name))
         words = sorted({*found["train"][1], *found["test"][1]})
         values = torch.cat(found["train"][0])
         mean, scale = values.mean(0), values.std(0)
         device = self.settings["device"]
+        self.series, self.lengths, labels, hashes = {}, {}, {}, {}
         for part, (utterances, names, digest) in found.items():
             scaled = [(each - mean) / scale for each in utterances]
             self.series[part] = pad_sequence(scaled, batch_first=True).to(device)
             self.lengths[part] = torch.tensor([len(each) for each in utterances], device=device)
             labels[part] = torch.tensor([words.index(name) for name in names], device=device)
-            hashes[f"JapaneseVowels_{part.upper()}.ts"] = digest
+            hashes[part] = digest
         self.longest = self.series["train"].shape[1]
         return labels, words, hashes
 
