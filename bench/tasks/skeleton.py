@@ -54,7 +54,7 @@ class Skeleton(series.Classification):
         **{"model": ["indrnn"], "layers": 6, "hidden": 512, "parameters": None, "batch": 128},
         **{"lr": 2e-4, "dropout": 0.4, "epochs": 300},
     }
-    data_label = "NTU RGB+D, or BasicMotions in its place, as the title says"
+    data_label = "as the title says"
 
     def load(self):
         settings, device = self.settings, self.settings["device"]

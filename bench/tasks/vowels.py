@@ -18,6 +18,7 @@ from fastindrnn import recurrent_max_for
 
 class Vowels(series.Classification):
     title = "Speakers by a vowel, JapaneseVowels"
+    data_label = "its own training and test parts"
     SETTINGS: ClassVar = series.Classification.SETTINGS | {
         "model": (["residual", "lstm", "gru"], *series.Classification.SETTINGS["model"][1:]),
         "parameters": (70_000, *series.Classification.SETTINGS["parameters"][1:]),
