@@ -93,7 +93,8 @@ def mean(values, task):
     text = task.form.format(statistics.fmean(values))
     if len(values) > 1:
         low, high = task.form.format(min(values)), task.form.format(max(values))
-        text += f" ({len(values)} seeds, {low} to {high})"
+        spread = f", {low} to {high}" if low != high else ""
+        text += f" ({len(values)} seeds{spread})"
     return text
 
 
