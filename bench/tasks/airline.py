@@ -30,8 +30,7 @@ NETWORKS = tuple(f"{kind}-{layers}" for kind in models.KINDS for layers in DEPTH
 
 
 class Airline(Task):
-    title, form = "Airline passengers", "{:.1f}"
-    data_label = "the last 24 months"
+    form, data_label = "{:.1f}", "thousands, root mean square error"
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
         "model": (
@@ -55,6 +54,7 @@ class Airline(Task):
         end = settings["history"] + AHEAD
         if end > len(months):
             raise UserError(f"--history must be at most {len(months) - AHEAD} of the {len(months)}")
+        self.title = f"Airline passengers, {months[settings['history']]} to {months[end - 1]}"
         self.months, self.passengers = months[:end], passengers[:end]
         self.history = self.passengers[: settings["history"]]
         changes = self.history.log().diff()
@@ -86,7 +86,11 @@ class Airline(Task):
     def clip_gradients(self, kind, model, optimizer):
         """Their norm, to 1."""
         parameters = list(model.parameters())
-        optimizer.register_step_pre_hook(lambda *_: clip(parameters))
+
+        def clip(*_):
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+
+        optimizer.register_step_pre_hook(clip)
 
     def evaluate(self, model):
         _, forecast = self.fit_and_forecast(model)
@@ -122,7 +126,7 @@ class Airline(Task):
     def measured(cls, settings, result):
         others = {name: each and each["error"] for name, each in result.get("others", {}).items()}
         lines = result["validations"]
-        return others | {"error (1000 passengers)": lines[-1]["error"] if lines else None}
+        return others | {"error": lines[-1]["error"] if lines else None}
 
     def plots(self):
         return super().plots() | {"forecast": self.draw_forecast}
@@ -164,10 +168,6 @@ class Forecaster(nn.Module):
 
     def forward(self, changes):
         return self.head(self.recurrent(changes.unsqueeze(-1))[0])
-
-
-def clip(parameters):
-    nn.utils.clip_grad_norm_(parameters, 1.0)
 
 
 def read(path):
