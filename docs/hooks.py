@@ -18,7 +18,7 @@ SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 def on_files(files, *, config):
     for path in sorted((ROOT / "bench" / "results").glob("*")):
-        if path.suffix in (".svg", ".json"):
+        if path.suffix in (".svg", ".png", ".json"):
             place = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
