@@ -10,7 +10,11 @@ from bench.arguments import UserError
 from fastindrnn import Bidirectional, DenseIndRNN, IndRNN, ResidualIndRNN, init, recurrent_max_for
 
 OURS = "indrnn", "residual", "dense"
-KINDS = *OURS, "irnn", "rnn", "gru", "lstm", "mingru"
+# Where the recurrent weights of PyTorch's relu network start: at the identity, at a hundredth of it
+# for short memory, and where PyTorch lets them start.
+IRNN = {"irnn": 1.0, "irnn-small": 0.01, "irnn-uniform": None}
+PYTORCH = *IRNN, "rnn", "gru", "lstm"
+KINDS = *OURS, *PYTORCH, "mingru"
 DENSE = (8, 6, 4)  # layers of the blocks of the dense stack, as in the papers
 
 
@@ -59,8 +63,8 @@ def long_memory_last(kind, layers, steps, gamma):
 class Cells(nn.Module):
     """PyTorch's own networks.
 
-    lstm starts with open forget gates (bias 1). irnn is a relu network that starts from the
-    identity, with small input weights: Le et al. 2015, arXiv 1504.00941.
+    lstm starts with open forget gates (bias 1). The kinds of IRNN are relu networks; those that
+    start from the identity have small input weights: Le et al. 2015, arXiv 1504.00941.
     """
 
     def __init__(self, kind, inputs, hidden, layers, dropout, bidirectional):
@@ -68,19 +72,20 @@ class Cells(nn.Module):
         options = {"batch_first": True, "bidirectional": bidirectional}
         options["dropout"] = dropout if layers > 1 else 0.0
         make = {"lstm": nn.LSTM, "gru": nn.GRU}.get(kind, nn.RNN)
-        if kind == "irnn":
+        if kind in IRNN:
             options["nonlinearity"] = "relu"
         self.cells = make(inputs, hidden, layers, **options)
         self.output_size = hidden * (1 + bidirectional)
+        scale = IRNN.get(kind)
         with torch.no_grad():
             for name, parameter in self.cells.named_parameters():
                 if kind == "lstm" and name.startswith("bias"):
                     parameter[hidden : 2 * hidden] = 0.5  # there are two biases
-                elif kind == "irnn" and name.startswith("weight_hh"):
-                    nn.init.eye_(parameter)
-                elif kind == "irnn" and name.startswith("weight_ih"):
+                elif scale is not None and name.startswith("weight_hh"):
+                    nn.init.eye_(parameter).mul_(scale)
+                elif scale is not None and name.startswith("weight_ih"):
                     nn.init.normal_(parameter, std=0.001)
-                elif kind == "irnn":
+                elif scale is not None:
                     nn.init.zeros_(parameter)
 
     def forward(self, x, state=None, lengths=None):
