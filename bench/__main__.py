@@ -14,6 +14,7 @@ from bench.arguments import UserError
 TASKS = {  # name, and module of bench.tasks: what is trained
     "adding": "networks on the adding problem",
     "airline": "networks that forecast airline passengers",
+    "algorithms": "networks on the algorithmic tasks",
     "chars": "character language models",
     "mnist": "networks on MNIST, pixel by pixel",
     "skeleton": "networks that tell actions apart by how joints move",

@@ -36,6 +36,7 @@ def commands(data):
     return {
         "adding": [*ADDING, "--steps", "57", "--keep-going", "--decay-every", "25"],
         "airline": ["airline", *SMALL, "--steps", "57", "--history", "60", "--data", str(data)],
+        "algorithms": ["algorithms", *SMALL, "--batch", "2", "--steps", "50", "--growing", "30"],
         "chars": ["chars", *SMALL, *TINY, "--model", "indrnn,lstm", "--data", str(data)],
         "mnist": ["mnist", *SMALL, *small, "--data", str(data)],
         "skeleton": ["skeleton", *SMALL, *series, "--model", "indrnn,lstm"],
