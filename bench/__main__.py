@@ -16,6 +16,7 @@ TASKS = {  # name, and module of bench.tasks: what is trained
     "airline": "networks that forecast airline passengers",
     "algorithms": "networks on the algorithmic tasks",
     "chars": "character language models",
+    "memory": "networks whose gradients and memory are drawn",
     "mnist": "networks on MNIST, pixel by pixel",
     "skeleton": "networks that tell actions apart by how joints move",
     "vowels": "networks that tell speakers apart by a vowel, JapaneseVowels",

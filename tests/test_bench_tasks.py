@@ -17,7 +17,11 @@ from bench.tasks import adding, mnist, training
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = {"checkpoint.pt", "report.json", "curves.png"}
-PLOTS = {"airline": {"forecast.png"}}  # beside the curves
+# Beside the curves.
+ALSO_WRITTEN = {
+    "airline": {"forecast.png"},
+    "memory": {"gradients.png", "bounds.png", "remembered.png"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +35,15 @@ TINY = ["--layers", "2", "--parameters", "2000", "--batch", "4", "--steps", "57"
 @pytest.fixture(scope="module")
 def commands(data):
     """Of each task a command that trains a small network for at least 50 steps."""
+    tiny = ["--batch", "2", "--layers", "2", "--model", "indrnn", "--gammas", "5"]
     small = ["--batch", "8", "--layers", "2", "--epochs", "3"]
     series = ["--batch", "4", "--epochs", "25", "--parameters", "2000", "--data", str(data)]
     return {
         "adding": [*ADDING, "--steps", "57", "--keep-going", "--decay-every", "25"],
         "airline": ["airline", *SMALL, "--steps", "57", "--history", "60", "--data", str(data)],
-        "algorithms": ["algorithms", *SMALL, "--batch", "2", "--steps", "50", "--growing", "30"],
         "chars": ["chars", *SMALL, *TINY, "--model", "indrnn,lstm", "--data", str(data)],
+        "algorithms": ["algorithms", *SMALL, "--batch", "2", "--steps", "50", "--growing", "30"],
+        "memory": ["memory", *SMALL, *tiny, "--length", "12", "--steps", "50"],
         "mnist": ["mnist", *SMALL, *small, "--data", str(data)],
         "skeleton": ["skeleton", *SMALL, *series, "--model", "indrnn,lstm"],
         "vowels": ["vowels", *SMALL, *series, "--model", "residual,lstm"],
@@ -188,6 +194,10 @@ def assert_same(actual, expected, path="checkpoint"):
         assert actual == expected, path
 
 
+def written(task):
+    return WRITTEN | ALSO_WRITTEN.get(task, set())
+
+
 def interrupted(command, folder, monkeypatch):
     """Ctrl-C after 20 steps; another run does not get the folder."""
     line = training.Learner.line
@@ -204,7 +214,7 @@ def interrupted(command, folder, monkeypatch):
         patch.setattr(training.Learner, "line", interrupt)
         output, _ = run(*command, "--out", folder, status=130)
     assert f"python -m bench {command[0]} --resume {folder}" in output
-    assert {path.name for path in folder.iterdir()} == WRITTEN | PLOTS.get(command[0], set())
+    assert {path.name for path in folder.iterdir()} == written(command[0])
 
 
 KILLED = """
@@ -248,7 +258,7 @@ def test_a_stopped_run_ends_as_if_it_never_had_been(
     begun, *_ = checkpoint(folder)["learners"].values()
     assert len(begun["series"]["loss"]) == 20
     run(task, "--resume", folder)
-    assert {path.name for path in folder.iterdir()} == WRITTEN | PLOTS.get(task, set())
+    assert {path.name for path in folder.iterdir()} == written(task)
     assert_same(checkpoint(folder), checkpoint(whole))
 
 

@@ -99,10 +99,11 @@ class Learner:
             **self.final,
         }
 
-    def plot(self, axes):
+    def plot(self, axes, label=None):
         """The running loss against steps."""
         steps = range(STRETCH, self.step + 1, STRETCH)
-        axes.plot(steps, [self.running("loss", step) for step in steps], label=self.name)
+        losses = [self.running("loss", step) for step in steps]
+        axes.plot(steps, losses, label=label or self.name)
 
 
 def finite(value):
