@@ -84,11 +84,7 @@ class Chars(Task):
         return {"loss": bits(logits, symbols[:, 1:])}
 
     def learning_rate(self, learner, step):
-        settings = self.settings
-        done = step / settings["steps"]
-        if settings["seconds"]:
-            done = max(done, learner.seconds / settings["seconds"])
-        return settings["lr"] * max(1 - done, 0.0)
+        return self.settings["lr"] * (1 - self.share_done(learner, step))
 
     def clip_gradients(self, kind, model, optimizer):
         """Their norm, to 1."""

@@ -138,6 +138,12 @@ class Task:
     def learning_rate(self, learner, step):
         return self.settings["lr"]
 
+    def share_done(self, learner, step):
+        """How much of the training is behind a learner, from 0 to 1: by --steps or by --seconds,
+        whichever is more."""
+        seconds = self.settings["seconds"] or math.inf
+        return min(max(step / self.settings["steps"], learner.seconds / seconds), 1.0)
+
     def make_learner(self, kind):
         settings = self.settings
         layers = None if kind == "dense" else self.layers_of(kind)
@@ -147,7 +153,7 @@ class Task:
         torch.manual_seed(settings["seed"])
         model = make(hidden).to(settings["device"])
         groups = parameter_groups(model, settings["weight_decay"])
-        optimizer = torch.optim.Adam(groups, lr=settings["lr"])
+        optimizer = torch.optim.Adam(groups, lr=settings["lr"], fused=True)
         self.clip_gradients(kind, model, optimizer)
         if any(isinstance(part, Stack) for part in model.modules()):
             constrain_(model)
