@@ -54,17 +54,28 @@ class Shuffled:
     """Called with a step, the indices of its examples: every epoch in an order of its own, which
     depends on seed and epoch alone, so that a resumed run finds its place.
 
-    steps   of an epoch
+    lengths  of the examples, a tensor: the sequences of a step are then of similar length, so that
+             there is little padding; which ones meet in a step changes from epoch to epoch
+    steps    of an epoch
     """
 
-    def __init__(self, count, settings):
-        self.count, self.settings, self.epoch = count, settings, None
+    def __init__(self, count, settings, lengths=None):
+        self.count, self.settings, self.lengths, self.epoch = count, settings, lengths, None
         self.steps = -(-count // settings["batch"])
 
     def __call__(self, step):
         epoch, place = divmod(step, self.steps)
         if epoch != self.epoch:
-            options = {"generator": generator(self.settings, epoch)}
-            order = torch.randperm(self.count, device=self.settings["device"], **options)
-            self.epoch, self.parts = epoch, order.split(self.settings["batch"])
+            self.epoch, self.parts = epoch, self.make_parts(epoch)
         return self.parts[place]
+
+    def make_parts(self, epoch):
+        device, batch = self.settings["device"], self.settings["batch"]
+        options = {"device": device, "generator": generator(self.settings, epoch)}
+        order = torch.randperm(self.count, **options)
+        if self.lengths is None:
+            return order.split(batch)
+        # Each length seems up to a fifth longer than it is, or the same would always meet.
+        seeming = self.lengths.to(device) * (1 + 0.2 * torch.rand(self.count, **options))
+        parts = seeming.argsort(stable=True).split(batch)
+        return [parts[place] for place in torch.randperm(len(parts), **options).tolist()]
