@@ -16,9 +16,11 @@ TASKS = {  # name, and module of bench.tasks: what is trained
     "airline": "networks that forecast airline passengers",
     "algorithms": "networks on the algorithmic tasks",
     "chars": "character language models",
+    "handwriting": "networks to write, stroke by stroke",
     "memory": "networks whose gradients and memory are drawn",
     "mnist": "networks on MNIST, pixel by pixel",
     "skeleton": "networks that tell actions apart by how joints move",
+    "tagging": "part-of-speech taggers in one direction and in both",
     "vowels": "networks that tell speakers apart by a vowel, JapaneseVowels",
 }
 RUNS = "writes checkpoint.pt, report.json and plots into a new folder of runs/, or --out"

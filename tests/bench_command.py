@@ -81,6 +81,8 @@ def write_data(folder):
     words = rng.choice(["to ", "be ", "or ", "not\n"], 1000)
     (folder / "tinyshakespeare.txt").write_text("".join(words))
     write_series(folder, rng)
+    write_sentences(folder, rng)
+    write_characters(folder, rng)
     return folder
 
 
@@ -123,6 +125,33 @@ def skeleton_file(frames):
             lines += [f"{number} 9 9 9 9 9 9 0.5 0.5 9", len(joints)]
             lines += [" ".join([*map(str, joint), *["0.5"] * 8, "9"]) for joint in joints]
     return "\n".join(map(str, lines)) + "\n"
+
+
+def write_sentences(folder, rng):
+    """Words that end in their tag."""
+    for part, count in (("train", 40), ("dev", 10), ("test", 10)):
+        sentences = []
+        for length in rng.integers(1, 9, count):
+            tags = rng.choice(["NOUN", "VERB", "ADP"], length)
+            words = [
+                f"{first}{tag.lower()}\t{tag}\n"
+                for first, tag in zip("Abcdefgh", tags, strict=False)
+            ]
+            sentences.append("".join(words))
+        (folder / f"ewt-{part}.tsv").write_text("\n".join(sentences))
+
+
+def write_characters(folder, rng):
+    """Two strokes each, of moves to the right; the first row is where a character begins."""
+    parts = {}
+    for part, count in (("train", 40), ("valid", 10), ("test", 10)):
+        parts[part] = np.empty(count, object)
+        for index, length in enumerate(rng.integers(3, 9, count)):
+            rows = np.zeros((length, 3), np.int16)
+            rows[1:, 0] = rng.integers(50, 60, length - 1)
+            rows[[length // 2, -1], 2] = 1
+            parts[part][index] = rows
+    np.savez(folder / "omniglot_stroke3.npz", **parts)
 
 
 def checkpoint(folder):

@@ -20,6 +20,7 @@ WRITTEN = {"checkpoint.pt", "report.json", "curves.png"}
 # Beside the curves.
 ALSO_WRITTEN = {
     "airline": {"forecast.png"},
+    "handwriting": {"characters.png"},
     "memory": {"gradients.png", "bounds.png", "remembered.png"},
 }
 
@@ -29,7 +30,18 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("mnist") / "data")
 
 
-TINY = ["--layers", "2", "--parameters", "2000", "--batch", "4", "--steps", "57", "--length", "10"]
+TINY = [
+    "--layers",
+    "1",
+    "--parameters",
+    "4000",
+    "--batch",
+    "4",
+    "--steps",
+    "57",
+    "--seconds",
+    "1e6",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +49,19 @@ def commands(data):
     """Of each task a command that trains a small network for at least 50 steps."""
     tiny = ["--batch", "2", "--layers", "2", "--model", "indrnn", "--gammas", "5"]
     small = ["--batch", "8", "--layers", "2", "--epochs", "3"]
+    chunk = ["--length", "10", "--model", "indrnn,lstm"]
+    drawn = ["--model", "residual", "--sample", "2"]
     series = ["--batch", "4", "--epochs", "25", "--parameters", "2000", "--data", str(data)]
     return {
         "adding": [*ADDING, "--steps", "57", "--keep-going", "--decay-every", "25"],
         "airline": ["airline", *SMALL, "--steps", "57", "--history", "60", "--data", str(data)],
-        "chars": ["chars", *SMALL, *TINY, "--model", "indrnn,lstm", "--data", str(data)],
+        "chars": ["chars", *SMALL, *TINY, *chunk, "--data", str(data)],
         "algorithms": ["algorithms", *SMALL, "--batch", "2", "--steps", "50", "--growing", "30"],
+        "handwriting": ["handwriting", *SMALL, *TINY, *drawn, "--data", str(data)],
         "memory": ["memory", *SMALL, *tiny, "--length", "12", "--steps", "50"],
         "mnist": ["mnist", *SMALL, *small, "--data", str(data)],
         "skeleton": ["skeleton", *SMALL, *series, "--model", "indrnn,lstm"],
+        "tagging": ["tagging", *SMALL, *TINY, "--evaluate-every", "15", "--data", str(data)],
         "vowels": ["vowels", *SMALL, *series, "--model", "residual,lstm"],
     }
 
