@@ -36,7 +36,7 @@ def test_sentences_are_read_and_known_by_their_spelling(folder, tmp_path):
     sentences = [(("Anoun", "Qqq"), ("NOUN", "no tag"))]
     ((numbers, tags),) = task.encode(sentences)
     of_number = {number: spelling for spelling, number in task.numbers.items()}
-    assert [of_number[number] for number in numbers[0].tolist()] == tagging.spellings("Anoun")
+    assert tuple(of_number[number] for number in numbers[0].tolist()) == tagging.spellings("Anoun")
     assert numbers[1].tolist() == [0] * 8 + [task.numbers[8, "Xx"]], "only the shape is known"
     assert tags.tolist() == [task.tags.index("NOUN"), len(task.tags)], "never right"
 

@@ -8,6 +8,7 @@ at the end. The rate falls to 0 over --steps or --seconds, whichever ends the tr
 is short of what taggers reach whose vectors of words come from much more text.
 """
 
+import functools
 import re
 from collections import Counter
 from typing import ClassVar
@@ -54,7 +55,7 @@ class Tagging(Task):
         "seconds": (120.0, *Task.SETTINGS["seconds"][1:]),
         "evaluate-every": (500, *Task.SETTINGS["evaluate-every"][1:]),
         "lr": (2e-3, *Task.SETTINGS["lr"][1:]),
-        "dropout": (0.3, *Task.SETTINGS["dropout"][1:]),
+        "dropout": (0.3, arguments.probability, "of the inputs and the outputs of the network"),
         "word-dropout": (0.2, arguments.probability, "of words, which leaves their spelling"),
     }
 
@@ -134,8 +135,7 @@ class Tagger(nn.Module):
         if kind in models.OURS:
             ours = {"norm": "batch", "recurrent_max": recurrent_max_for(longest)}
         self.embedding = nn.EmbeddingBag(1 + spellings, EMBEDDING, mode="sum", padding_idx=0)
-        options = {"dropout": settings["dropout"], "bidirectional": is_both, **ours}
-        self.recurrent = models.make(kind, EMBEDDING, hidden, layers, **options)
+        self.recurrent = models.make(kind, EMBEDDING, hidden, layers, bidirectional=is_both, **ours)
         self.dropout = nn.Dropout(settings["dropout"])
         self.head = nn.Linear(self.recurrent.output_size, tags)
         self.word_dropout = settings["word_dropout"]
@@ -167,6 +167,7 @@ def read(path):
     return sentences
 
 
+@functools.cache  # most words come often
 def spellings(word):
     """What a word is known by, each with its place: itself in lower case, its first 1 to 3 letters,
     its last 1 to 4, and its shape (Xx for Paris, 9,9 for 10,000)."""
@@ -174,7 +175,7 @@ def spellings(word):
     first = [lower[:count] for count in (1, 2, 3)]
     last = [lower[-count:] for count in (1, 2, 3, 4)]
     signs = "".join(next((sign for sign, holds in SIGNS.items() if holds(c)), c) for c in word)
-    return list(enumerate([lower, *first, *last, re.sub(r"(.)\1+", r"\1", signs)]))
+    return tuple(enumerate([lower, *first, *last, re.sub(r"(.)\1+", r"\1", signs)]))
 
 
 add_arguments, run = Tagging.add_arguments, Tagging.run
