@@ -148,7 +148,8 @@ class Writer(nn.Module):
         super().__init__()
         ours = {}
         if kind in models.OURS:
-            ours = {"norm": "batch", "recurrent_max": recurrent_max_for(longest)}
+            # Not "batch": the characters of one batch are of one length, which is no sample of all.
+            ours = {"norm": "layer", "recurrent_max": recurrent_max_for(longest)}
         self.recurrent = models.make(kind, INPUTS, hidden, layers, dropout=dropout, **ours)
         self.head = nn.Linear(self.recurrent.output_size, mixture.FEATURES)
 

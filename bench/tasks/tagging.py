@@ -8,9 +8,9 @@ at the end. The rate falls to 0 over --steps or --seconds, whichever ends the tr
 is short of what taggers reach whose vectors of words come from much more text.
 """
 
-import functools
 import re
 from collections import Counter
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from bench import arguments
 from bench.arguments import UserError
 from bench.tasks import data, models
 from bench.tasks.run import Task
-from fastindrnn import recurrent_max_for
+from fastindrnn import init, recurrent_max_for
 
 SOURCE = (
     "lines of word, tab and tag, and an empty line behind each sentence: columns 2 and 4 of the "
@@ -45,7 +45,7 @@ class Tagging(Task):
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
         "model": (
-            ["residual", "bi-residual", "bi-lstm"],
+            ["bi-indrnn", "indrnn", "bi-lstm"],
             arguments.several(NETWORKS),
             f"some of {', '.join(models.KINDS)}; {BOTH} before it: in both directions",
         ),
@@ -54,7 +54,7 @@ class Tagging(Task):
         "steps": (100_000, *Task.SETTINGS["steps"][1:]),
         "seconds": (120.0, *Task.SETTINGS["seconds"][1:]),
         "evaluate-every": (500, *Task.SETTINGS["evaluate-every"][1:]),
-        "lr": (2e-3, *Task.SETTINGS["lr"][1:]),
+        "lr": (1e-2, *Task.SETTINGS["lr"][1:]),
         "dropout": (0.3, arguments.probability, "of the inputs and the outputs of the network"),
         "word-dropout": (0.2, arguments.probability, "of words, which leaves their spelling"),
     }
@@ -133,7 +133,11 @@ class Tagger(nn.Module):
         is_both, kind = kind.startswith(BOTH), kind.removeprefix(BOTH)
         ours = {}
         if kind in models.OURS:
-            ours = {"norm": "batch", "recurrent_max": recurrent_max_for(longest)}
+            ours = {
+                "norm": "layer",  # the sentences of one batch are alike: no sample of all
+                "recurrent_max": recurrent_max_for(longest),
+                "recurrent_init": partial(init.uniform_, low=-0.5, high=0.5),  # near words first
+            }
         self.embedding = nn.EmbeddingBag(1 + spellings, EMBEDDING, mode="sum", padding_idx=0)
         self.recurrent = models.make(kind, EMBEDDING, hidden, layers, bidirectional=is_both, **ours)
         self.dropout = nn.Dropout(settings["dropout"])
@@ -167,7 +171,7 @@ def read(path):
     return sentences
 
 
-@functools.cache  # most words come often
+@cache  # most words come often
 def spellings(word):
     """What a word is known by, each with its place: itself in lower case, its first 1 to 3 letters,
     its last 1 to 4, and its shape (Xx for Paris, 9,9 for 10,000)."""
