@@ -30,39 +30,28 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("mnist") / "data")
 
 
-TINY = [
-    "--layers",
-    "1",
-    "--parameters",
-    "4000",
-    "--batch",
-    "4",
-    "--steps",
-    "57",
-    "--seconds",
-    "1e6",
-]
+TINY = "--layers 1 --parameters 4000 --batch 4 --steps 57 --seconds 1e6".split()
 
 
 @pytest.fixture(scope="module")
 def commands(data):
     """Of each task a command that trains a small network for at least 50 steps."""
-    tiny = ["--batch", "2", "--layers", "2", "--model", "indrnn", "--gammas", "5"]
-    small = ["--batch", "8", "--layers", "2", "--epochs", "3"]
-    chunk = ["--length", "10", "--model", "indrnn,lstm"]
-    drawn = ["--model", "residual", "--sample", "2"]
-    series = ["--batch", "4", "--epochs", "25", "--parameters", "2000", "--data", str(data)]
+    series = ["--batch", "4", "--epochs", "25", "--parameters", "2000"]
+    need_files = {
+        "airline": ["--steps", "57", "--history", "60"],
+        "chars": [*TINY, "--length", "10", "--model", "indrnn,lstm"],
+        "handwriting": [*TINY, "--model", "residual", "--sample", "2"],
+        "mnist": ["--batch", "8", "--layers", "2", "--epochs", "3"],
+        "skeleton": [*series, "--model", "indrnn,lstm"],
+        "tagging": [*TINY, "--evaluate-every", "15"],
+        "vowels": [*series, "--model", "residual,lstm"],
+    }
+    memory = ["--batch", "2", "--layers", "2", "--model", "indrnn", "--gammas", "5"]
     return {
         "adding": [*ADDING, "--steps", "57", "--keep-going", "--decay-every", "25"],
-        "airline": ["airline", *SMALL, "--steps", "57", "--history", "60", "--data", str(data)],
-        "chars": ["chars", *SMALL, *TINY, *chunk, "--data", str(data)],
         "algorithms": ["algorithms", *SMALL, "--batch", "2", "--steps", "50", "--growing", "30"],
-        "handwriting": ["handwriting", *SMALL, *TINY, *drawn, "--data", str(data)],
-        "memory": ["memory", *SMALL, *tiny, "--length", "12", "--steps", "50"],
-        "mnist": ["mnist", *SMALL, *small, "--data", str(data)],
-        "skeleton": ["skeleton", *SMALL, *series, "--model", "indrnn,lstm"],
-        "tagging": ["tagging", *SMALL, *TINY, "--evaluate-every", "15", "--data", str(data)],
-        "vowels": ["vowels", *SMALL, *series, "--model", "residual,lstm"],
+        "memory": ["memory", *SMALL, *memory, "--length", "12", "--steps", "50"],
+        **{task: [task, *SMALL, *own, "--data", str(data)] for task, own in need_files.items()},
     }
 
 
