@@ -30,7 +30,18 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("mnist") / "data")
 
 
-TINY = "--layers 1 --parameters 4000 --batch 4 --steps 57 --seconds 1e6".split()
+TINY = [
+    "--layers",
+    "1",
+    "--parameters",
+    "4000",
+    "--batch",
+    "4",
+    "--steps",
+    "57",
+    "--seconds",
+    "1e6",
+]
 
 
 @pytest.fixture(scope="module")
