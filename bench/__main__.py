@@ -38,8 +38,8 @@ COMMANDS = {  # name: (module, what it does and what it writes)
     ),
     "results": (
         "bench.page",
-        "write what the tasks have measured, the JSON files of bench/results, into docs/results.md "
-        "and README.md; writes nothing else, but copies the runs that are named to bench/results",
+        "put what the tasks have measured on its pages; writes docs/results.md and README.md from "
+        "the JSON files of bench/results, where the runs that are named are copied first",
     ),
     "tune": (
         "bench.tune",
@@ -61,7 +61,9 @@ def main(argv=None):
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:
         for name, (path, purpose) in COMMANDS.items():
-            options = subparsers.add_parser(name, help=purpose, allow_abbrev=False)
+            options = subparsers.add_parser(
+                name, help=purpose.partition("; ")[0], allow_abbrev=False
+            )
             if name in argv[:1]:
                 module = importlib.import_module(path)
                 options.description = f"{module.__doc__}\nIt {purpose.partition('; ')[2]}."
