@@ -88,22 +88,25 @@ def rows(task, reports):
 
 def mean(values, task):
     """The mean over seeds, with its range where there are several."""
-    if None in values:
+    known = [value for value in values if value is not None]
+    if not known:
         return "-"
-    text = task.form.format(statistics.fmean(values))
+    text = task.form.format(statistics.fmean(known))
     if len(values) > 1:
-        low, high = task.form.format(min(values)), task.form.format(max(values))
+        seeds = len(known) if len(known) == len(values) else f"{len(known)} of {len(values)}"
+        low, high = task.form.format(min(known)), task.form.format(max(known))
         spread = f", {low} to {high}" if low != high else ""
-        text += f" ({len(values)} seeds{spread})"
+        text += f" ({seeds} seeds{spread})"
     return text
 
 
 def page(found):
-    """A section for each experiment: what, on which machine, a table, plots."""
+    """A section for each title; in it for each experiment the machine, a table and plots."""
     parts = []
-    for task, reports in found:
+    for task, reports in sorted(found, key=title_of):
         first = next(iter(reports.values()))
-        files = ", ".join(f"[{name}](bench/results/{name}.json)" for name in reports)
+        files = ", ".join(f"[{name}](../bench/results/{name}.json)" for name in reports)
+        title = first["title"]
         machine, date = first["environment"]["device_name"], first["environment"]["date"][:10]
         table = rows(task, reports)
         measured = [
@@ -119,14 +122,20 @@ def page(found):
             time = f"{seconds / 60:.1f} min"
             lines.append(f"| {name} | {parameters:,} | {time} | {' | '.join(cells)} |")
         plots = [
-            f"![{first['title']}: {plot.stem.removeprefix(name + '-')}](bench/results/{plot.name})"
+            f"![{title}: {plot.stem.removeprefix(name + '-')}](../bench/results/{plot.name})"
             for name in list(reports)[:1]
             for plot in sorted(RESULTS.glob(f"{name}-*.png"))
         ]
         busy = f"load average {first['environment']['load_average']:.1f} at the start"
-        about = f"{task.data_label}; {machine}, {busy}, {date}; {files}."
-        parts += [f"### {first['title']}", about, "\n".join(lines), *plots]
+        about = f"Data: {task.data_label}. {machine}, {busy}, {date}; {files}."
+        heading = f"### {title}"
+        parts += [*([] if heading in parts else [heading]), about, "\n".join(lines), *plots]
     return "\n\n".join(parts)
+
+
+def title_of(experiment):
+    _, reports = experiment
+    return next(iter(reports.values()))["title"].lower()
 
 
 def cell(here, published):
@@ -137,7 +146,7 @@ def summary(found):
     """One row for each experiment: the best network of this package, and those beside it."""
     lines = ["| task | network | parameters | figure | here | published | others here |"]
     lines.append("|---|---|---:|---|---:|---:|---|")
-    for task, reports in found:
+    for task, reports in sorted(found, key=title_of):
         if any(name.startswith("ablation-") for name in reports):
             continue  # says why a figure is missed: on the page alone
         first = next(iter(reports.values()))
@@ -147,8 +156,6 @@ def summary(found):
         figure = [name for name, (here, _) in figures.items() if here[0] != "-"][-1]
         here, published = figures[figure]
         beside = ", ".join(f"{other}: {each[figure][0]}" for other, _, _, each in others)
-        title = f"{first['title']} ({task.data_label})"
-        lines.append(
-            f"| {title} | {name} | {parameters:,} | {figure} | {here} | {published} | {beside} |"
-        )
+        cells = first["title"], name, f"{parameters:,}", figure, here, published, beside
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -25,7 +25,8 @@ def on_files(files, *, config):
 
 
 def on_page_markdown(markdown, *, page, config, files):
-    return INCLUDED.sub(lambda link: section(link[1]), markdown)
+    markdown = INCLUDED.sub(lambda link: section(link[1]), markdown)
+    return markdown.replace("](../bench/", "](bench/")
 
 
 def section(anchor):

@@ -121,7 +121,7 @@ class Mnist(Task):
     @classmethod
     def published(cls, settings, kind):
         log = authors_log(settings, kind)
-        return {f"{name}, epoch {n}": f"{value} %" for name in NAMES for n, value in log.items()}
+        return {f"{name}, epoch {n}": f"{value}%" for name in NAMES for n, value in log.items()}
 
     def draw_curves(self, figure):
         """Beside the authors' logs."""

@@ -93,7 +93,11 @@ class Task:
         "batch": (32, arguments.integer(1), "sequences per step"),
         "steps": (1000, arguments.integer(1), "training steps at most"),
         "seconds": (None, arguments.positive, "of training each network, at most"),
-        "evaluate-every": (None, arguments.integer(1), "steps (default: at the end)"),
+        "evaluate-every": (
+            None,
+            arguments.integer(1),
+            "steps between evaluations, if not at the end alone",
+        ),
         "lr": (2e-4, arguments.positive, "learning rate of Adam"),
         "weight-decay": (0.0, arguments.at_least_zero, "of matrices"),
         "dropout": (0.0, arguments.probability, "after each recurrence, one mask for all steps"),
@@ -102,7 +106,7 @@ class Task:
         "threads": (None, arguments.integer(1), "of PyTorch on the CPU (default: its own choice)"),
         "log-every": (100, arguments.integer(1), "steps between two lines"),
     }
-    FLAGS: ClassVar = {"full": "the settings of the paper, for a GPU, where none are given"}
+    FLAGS: ClassVar = {"full": "what the paper sets, for a GPU; what is given here stays"}
     FULL: ClassVar = {}  # settings
     # When a run is resumed: what decides no training.
     MAY_CHANGE: ClassVar = {"threads", "log_every", "steps", "seconds", "data"}
@@ -228,7 +232,8 @@ class Task:
     def add_arguments(cls, parser):
         """Options that are in the parsed arguments only if they were given, --out and --resume."""
         for name, (default, parse, meaning) in cls.SETTINGS.items():
-            shown = meaning if default is None else f"{meaning} (default: {default})"
+            named = ",".join(default) if isinstance(default, list) else default
+            shown = meaning if default is None else f"{meaning} (default: {named})"
             options = {"choices": parse} if isinstance(parse, tuple) else {"type": parse}
             parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=shown, **options)
         either = argparse.BooleanOptionalAction

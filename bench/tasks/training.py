@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 WINDOW = 100  # a "running" figure is the mean of this many last steps
 STRETCH = 10  # figures are read off the device once in this many steps, so that a GPU need not wait
@@ -145,6 +144,8 @@ def train(learner, task, schedule, save, stop):
     task.learning_rate(learner, step) -> float; task.evaluate(model) -> {figure: number};
     save() is called once in SAVE_SECONDS.
     """
+    from tqdm import tqdm  # here, because --help needs none
+
     saved, outcome = time.monotonic(), None
     options = {"initial": learner.step, "desc": learner.name, "unit": "step", "disable": None}
     with tqdm(total=schedule.steps, **options) as bar:
