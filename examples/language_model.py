@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from fastindrnn import IndRNN, constrain_after_step
 
 READERS = 32
-LAYERS = {"indrnn": 4, "lstm": 2}
+LAYERS = {"indrnn": 6, "lstm": 2}
 
 
 class LanguageModel(nn.Module):
@@ -86,7 +86,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, help="of training, instead of seconds")
     parser.add_argument("--model", choices=["indrnn", "lstm"], default="indrnn")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--layers", type=int, help="4 of an IndRNN, 2 of an LSTM")
+    parser.add_argument("--layers", type=int, help="6 of an IndRNN, 2 of an LSTM")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="at first; falls to 0")
     parser.add_argument("--seed", type=int, default=0)

@@ -33,7 +33,7 @@ class Chars(Task):
         "data": data.SETTING,
         "model": (["indrnn", "lstm", "gru", "mingru"], *Task.SETTINGS["model"][1:]),
         "text": ("tinyshakespeare.txt", str, "file of the folder"),
-        "layers": (None, arguments.integer(1), "of each network (default: 4, of lstm and gru 2)"),
+        "layers": (None, arguments.integer(1), "of each network (default: 6, of lstm and gru 2)"),
         "parameters": (250_000, *Task.SETTINGS["parameters"][1:]),
         "length": (100, arguments.integer(2), "time steps of a chunk"),
         "steps": (3000, *Task.SETTINGS["steps"][1:]),
@@ -68,7 +68,7 @@ class Chars(Task):
         self.title = f"Characters of {settings['text']}"
 
     def layers_of(self, kind):
-        return self.settings["layers"] or (2 if kind in ("lstm", "gru") else 4)
+        return self.settings["layers"] or (2 if kind in ("lstm", "gru") else 6)
 
     def make_model(self, kind, hidden, layers):
         return LanguageModel(kind, len(self.alphabet), hidden, layers, self.settings)
