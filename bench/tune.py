@@ -87,7 +87,7 @@ def scan_choices(x, tensors_read):
 def layer_choices(x, weight):
     """Split into other numbers of slices; fused in other tiles, each chained and not."""
     (B, T, N), size, family = x.shape, x.element_size(), devices.device_of(x).family
-    pick = choice_of("auto", x, weight, x, ScanOptions("relu", False, None, None, None))
+    pick = choice_of("auto", x, weight, x, ScanOptions())
     slices = {1, *(int(factor * pick.slices) for factor in (0.5, 2, 4))}
     choices = [pick, *(model.Choice(None, False, n) for n in sorted(slices) if 1 <= n <= B)]
     if family is not None:

@@ -273,7 +273,7 @@ def test_report_without_a_json_writes_readme_and_charts_again(tmp_path, monkeypa
     charts = {path.name: path.read_bytes() for path in results.glob("*.svg")}
     run("report")
     assert charts == {path.name: path.read_bytes() for path in results.glob("*.svg")}
-    with pytest.raises(UserError, match="has no place for the tables"):
+    with pytest.raises(UserError, match="has no place for results"):
         report.insert(f"{report.END} and then {report.BEGIN}", {})
 
 

@@ -1,4 +1,4 @@
-"""Who may import whom: layers and blocks -> functional -> ops -> kernels, and not the other way."""
+"""Who may import whom: layers and stacks -> functional -> ops -> kernels, and not the other way."""
 
 import ast
 from pathlib import Path
@@ -147,6 +147,6 @@ def test_kernels_import_only_kernels(path):
         assert inside or name.split(".")[0] != "fastindrnn", f"{path.name} imports {name}"
 
 
-def test_only_functional_and_checks_import_the_reference():
+def test_only_functional_imports_the_reference():
     users = {part_of(path) for path in SOURCES if REFERENCE in imported(path)}
     assert users <= {"functional"}, users

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 from bench.arguments import UserError
-from bench.environment import write
+from bench.environment import replace_between, write
 from bench.speed import cases
 from bench.speed.cases import DTYPES, TRAINING
 from bench.speed.rows import FORMAT, by_case, number, ratio, word
@@ -57,12 +57,8 @@ def load(path):
 
 def insert(page, contents):
     """README.md with these results between its marks."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"README.md has no place for the tables: it needs {BEGIN} and {END}")
     parts = [section(content, path.relative_to(ROOT)) for path, content in contents.items()]
-    return "\n".join([head + begin, "\n\n".join(parts), end + tail])
+    return replace_between(page, BEGIN, END, "\n\n".join(parts))
 
 
 def section(content, path):
