@@ -15,7 +15,7 @@ from fastindrnn import IndRNN
 
 def main(path):
     torch.manual_seed(0)
-    # Norms are folded into the weights beside them, so that none is left in the graph.
+    # Norms are folded into the weights that read them: the last layer's alone is left in the graph.
     rnn = fastindrnn.fold.fold_norms(IndRNN(5, 16, 2, norm="batch", batch_first=True).eval())
     x = torch.randn(2, 10, 5)
     B, T = torch.export.Dim("B", min=2), torch.export.Dim("T", min=2)
