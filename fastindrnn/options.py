@@ -59,6 +59,10 @@ class Extents:
         """Whether each sequence has all T steps of the tensor and no reset within."""
         return self.lengths is None and self.cu_seqlens is None and self.resets is None
 
+    def batch_size(self, x: Tensor) -> int:
+        """B, the number of sequences in x (B, T, channels) or (total, channels)."""
+        return x.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
     def by_name(self) -> Mapping[str, Any]:
         """The fields as keyword arguments of a kernel or of the reference."""
         return {"lengths": self.lengths, "cu_seqlens": self.cu_seqlens, "resets": self.resets}

@@ -57,10 +57,8 @@ def check_recurrence(x: Tensor, N: int, u: Tensor, h0: Tensor | None, extents: E
     _check_shape("u", u, (N,))
     _check_device("u", u, x.device)
     if h0 is not None:
-        cu_seqlens = extents.cu_seqlens
-        B = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         check_floating("h0", h0)
-        _check_shape("h0", h0, (B, N))
+        _check_shape("h0", h0, (extents.batch_size(x), N))
         _check_device("h0", h0, x.device)
 
 

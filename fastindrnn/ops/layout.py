@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..kernels import tensors
-from ..options import Extents
 
 
 def channels_contiguous(x: Tensor) -> Tensor:
@@ -37,11 +36,6 @@ def empty_like_input(x: Tensor, channels: int, layers: int | None = None) -> Ten
     if tensors.is_time_first(x):
         return x.new_empty(*first, x.shape[1], x.shape[0], channels).transpose(-3, -2)
     return x.new_empty(*first, *x.shape[:-1], channels)
-
-
-def batch_size(x: Tensor, extents: Extents) -> int:
-    """B, the number of sequences."""
-    return x.shape[0] if extents.cu_seqlens is None else extents.cu_seqlens.shape[0] - 1
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from ..kernels import tensors
 from ..options import Extents
 from . import calls, flops, vmap
 from .backends import kernels_of
-from .layout import batch_size, channels_contiguous, contiguous, empty_like_input, project
+from .layout import channels_contiguous, contiguous, empty_like_input, project
 from .registration import NO_GRADIENTS, Operator
 from .scan import first_gradients, forms_of_gradients
 
@@ -57,7 +57,7 @@ def _forward(x, weight, bias, u, h0, h, extents, recurrence, strategy):
 
 def _indrnn_fake(x, weight, bias, u, h0, extents, recurrence, strategy):
     N = weight.shape[0]
-    return empty_like_input(channels_contiguous(x), N), x.new_empty(batch_size(x, extents), N)
+    return empty_like_input(channels_contiguous(x), N), x.new_empty(extents.batch_size(x), N)
 
 
 def _indrnn_setup(ctx, inputs, output):
@@ -99,7 +99,7 @@ def _stack(x, weights, biases, us, h0, extents, recurrence, strategy):
 
 def _stack_fake(x, weights, biases, us, h0, extents, recurrence, strategy):
     L, N = len(us), us[0].shape[0]
-    h_n, like = x.new_empty(L, batch_size(x, extents), N), channels_contiguous(x)
+    h_n, like = x.new_empty(L, extents.batch_size(x), N), channels_contiguous(x)
     return empty_like_input(like, N), h_n, empty_like_input(like, N, L - 1)
 
 

@@ -13,7 +13,7 @@ import torch
 from ..options import Extents
 from . import calls, vmap
 from .backends import kernels_of
-from .layout import batch_size, channels_contiguous, contiguous, empty_like_input, halves, joined
+from .layout import channels_contiguous, contiguous, empty_like_input, halves, joined
 from .registration import NO_GRADIENTS, Operator, library
 from .second_order import second_gradients
 
@@ -41,7 +41,7 @@ def _scan(a, u, h0, extents, recurrence):
 
 def _scan_fake(a, u, h0, extents, recurrence):
     N = a.shape[-1]
-    h_n = a.new_empty(batch_size(a, extents), N)
+    h_n = a.new_empty(extents.batch_size(a), N)
     return empty_like_input(channels_contiguous(a), N), h_n
 
 
@@ -73,7 +73,7 @@ def _scan_backward(grad_h, grad_h_n, h, u, h0, extents, recurrence):
 def forms_of_gradients(h, u, h0, extents):
     """Fake tensors for the gradients of a, u, h0 and the bias."""
     dtype = h.dtype if h0 is None else h0.dtype
-    grad_h0 = h.new_empty(batch_size(h, extents), h.shape[-1], dtype=dtype)
+    grad_h0 = h.new_empty(extents.batch_size(h), h.shape[-1], dtype=dtype)
     grad_bias = h.new_empty(h.shape[-1])
     return torch.empty_like(channels_contiguous(h)), torch.empty_like(u), grad_h0, grad_bias
 
