@@ -1,8 +1,12 @@
 """`python -m fastindrnn`: what it says of the machine."""
 
+from unittest import mock
+
+import pytest
 import torch
 from fastindrnn.kernels.cpu import openmp
 
+from fastindrnn import IndRNN
 from fastindrnn.__main__ import main
 
 
@@ -21,3 +25,20 @@ def test_report_on_a_machine_with_an_intel_gpu(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "xpu (Arc; backend 'reference' alone)" in printed
     assert "self-check on xpu" not in printed
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, 1.0])
+@pytest.mark.parametrize("result", [0, 1])
+def test_a_wrong_number_fails_the_check(result, wrong, capsys):
+    """Also a NaN, in whichever result."""
+    forward = IndRNN.forward
+
+    def broken(rnn, x):
+        results = list(forward(rnn, x))
+        if x.dtype == torch.float32:
+            results[result] = results[result] + wrong
+        return results
+
+    with mock.patch.object(IndRNN, "forward", broken):
+        assert main([]) == 1
+    assert "FAILED" in capsys.readouterr().out
