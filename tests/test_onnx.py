@@ -12,6 +12,7 @@ pytest.importorskip("onnxscript")
 
 MODULES = {
     "layers": lambda: IndRNN(5, 6, 2, norm="batch", bidirectional=True),
+    "both directions": lambda: IndRNN(5, 6, 2, bidirectional=True),
     "residual": lambda: ResidualIndRNN(5, 6, 1),
     "dense": lambda: DenseIndRNN(5, 2, (1,), norm="layer", bias=False),
     "both ways": lambda: Bidirectional(lambda: IndRNN(5, 6, batch_first=True)),

@@ -94,6 +94,7 @@ def test_one_line_that_names_the_argument(call, error, words):
         ((5, 7), {"batch_first": "yes"}, TypeError, "batch_first must be a bool, but is str"),
         ((5, 7), {"bidirectional": 2}, TypeError, "bidirectional must be a bool, but is int"),
         ((5, 7), {"nonlinearity": "gelu"}, ValueError, "nonlinearity must be one of.*'gelu'"),
+        ((5, 7), {"nonlinearity": None}, TypeError, "nonlinearity must be a string.*NoneType"),
         ((5, 7), {"dropout": 1.5}, ValueError, "dropout must be .* but is 1.5"),
         ((5, 7), {"recurrent_max": float("nan")}, ValueError, "recurrent_max must be.*nan"),
         ((5, 7), {"recurrent_max": 0}, ValueError, "recurrent_max must be.*0"),
@@ -204,6 +205,7 @@ WRONG = [
     (DenseIndRNN, (4, 2), {"bias": "no"}, TypeError, "bias must be a bool, but is str"),
     (DenseIndRNN, (4, 2), {"batch_first": "yes"}, TypeError, "batch_first must be a bool.*str"),
     (Bidirectional, (lambda: nn.Linear(2, 3),), {}, TypeError, "factory must make.*Linear"),
+    (Bidirectional, (lambda: RNN,), {}, ValueError, "factory must make a new stack.*one twice"),
     (Bidirectional, (RNN,), {}, TypeError, "factory must be a function.*lambda.*is IndRNN"),
     (Bidirectional, (None,), {}, TypeError, "factory must be a function.*is NoneType"),
 ]
