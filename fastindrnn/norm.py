@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checks import check_sizes
+from .checks import check_number, check_sizes
 from .sequences import Sequences
 
 __all__ = ["Norm", "NormFactory", "NormName", "NormPosition", "StepBatchNorm"]
@@ -39,6 +39,9 @@ class StepBatchNorm(nn.Module):
         device: of the parameters and statistics.
         dtype: of the parameters and statistics.
 
+    Raises:
+        TypeError, ValueError: num_features or steps is no positive int, or momentum no number.
+
     Example:
         >>> from functools import partial
         >>> norm = partial(StepBatchNorm, steps=50, momentum=0.05)
@@ -55,6 +58,8 @@ class StepBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_sizes(num_features=num_features, steps=steps)
+        check_number("momentum", momentum)
         self.num_features, self.steps, self.eps, self.momentum = num_features, steps, eps, momentum
         self.weight = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
@@ -113,7 +118,8 @@ class StepBatchNorm(nn.Module):
         first, end = sequences.first_step, sequences.first_step + used
         if end > self.steps:
             raise ValueError(
-                f"norm_steps must be at least the input's {end} time steps, but is {self.steps}"
+                f"norm_steps, or steps of a StepBatchNorm, must be at least the input's {end} time "
+                f"steps, but is {self.steps}"
             )
         valid = sequences.valid(x)
         counted = x.new_ones(x.shape[:-1]) if valid is None else valid.to(x.dtype)

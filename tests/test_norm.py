@@ -126,6 +126,19 @@ def test_a_function_makes_norms_of_each_step():
     torch.testing.assert_close(ours.state_dict(), named.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"steps": 0}, ValueError, "steps must be positive, but is 0"),
+        ({"steps": 9.0}, TypeError, "steps must be an int, but is float"),
+        ({"steps": 9, "momentum": None}, TypeError, "momentum must be a number, but is NoneType"),
+    ],
+)
+def test_wrong_arguments_of_norms_of_each_step(options, error, words):
+    with pytest.raises(error, match=words):
+        IndRNN(5, 6, norm=partial(StepBatchNorm, **options))
+
+
 def test_device_and_dtype_are_those_of_the_layer():
     rnn = IndRNN(5, 6, norm=nn.BatchNorm1d, device="meta", dtype=torch.float64)
     assert rnn.norm_l0.weight.device.type == "meta"

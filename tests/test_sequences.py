@@ -215,7 +215,9 @@ def test_step_norm_is_a_batch_norm_for_each_step():
         norm.train()
     theirs[3](x[:, 3])
     torch.testing.assert_close(ours.running_var, torch.stack([n.running_var for n in theirs]))
-    with pytest.raises(ValueError, match="norm_steps must be at least the input's 6 time steps"):
+    with pytest.raises(
+        ValueError, match=r"norm_steps, or steps .*must be at least the input's 6 time steps"
+    ):
         ours(longer, sequences)
 
 
