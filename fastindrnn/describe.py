@@ -30,6 +30,9 @@ def _as_written(value: Any) -> str:
         given = [_as_written(each) for each in (value.func, *value.args)]
         given += [f"{name}={_as_written(each)}" for name, each in value.keywords.items()]
         return f"partial({', '.join(given)})"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_as_written, value))}]"
+    if isinstance(value, list | tuple):
+        items = ", ".join(map(_as_written, value))
+        if isinstance(value, list):
+            return f"[{items}]"
+        return f"({items},)" if len(value) == 1 else f"({items})"
     return getattr(value, "__name__", None) or repr(value)

@@ -103,6 +103,9 @@ def test_the_representation_without_options_has_the_sizes_alone(kind):
     inits = [partial(uniform_, high=0.5), None]
     text = written(IndRNN(5, 6, 2, recurrent_init=inits))
     assert text == "IndRNN(5, 6, num_layers=2, recurrent_init=[partial(uniform_, high=0.5), None])"
+    text = written(IndRNN(5, 6, 2, recurrent_init=tuple(inits)))
+    assert text.endswith("recurrent_init=(partial(uniform_, high=0.5), None))")
+    assert written(IndRNN(5, 6, recurrent_init=(uniform_,))).endswith("recurrent_init=(uniform_,))")
 
 
 def chunks(stack, x, **options):
