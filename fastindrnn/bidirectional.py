@@ -1,6 +1,7 @@
 """Any stack in both directions."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,9 @@ class Bidirectional(Stack):
             ends.append(h_n)
         return sequences.concatenate(outputs), torch.cat(ends, along)
 
-    def step(self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None):
+    def step(
+        self, x_t: Tensor, state: Tensor | None = None, *, time_step: int | None = None
+    ) -> NoReturn:
         """Not for a stream, whose end is not known.
 
         Args:

@@ -20,7 +20,7 @@ from .describe import describe_arguments
 from .functional import run_layer, run_step
 from .options import WHOLE, GradClipMode, Nonlinearity, Parameters, Recurrence
 from .plan import plan
-from .units import RecurrentInit, reset_layer
+from .units import Device, RecurrentInit, reset_layer
 
 
 class IndRNNCell(nn.Module):
@@ -57,7 +57,7 @@ class IndRNNCell(nn.Module):
         recurrent_init: RecurrentInit | None = None,
         grad_clip: float | None = None,
         grad_clip_mode: GradClipMode = "per_step",
-        device: torch.device | str | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()

@@ -80,8 +80,7 @@ class IndRNN(Stack):
     layer for the backward, and nothing else of their size. With `lengths` it keeps a copy of the
     input whose padding is 0, and of a PackedSequence a copy in which each sequence is in one piece.
     During the backward there are, at most, two more tensors of the size of one layer's output: the
-    gradients on both sides of the layer at hand (three with two directions). In half precision on a
-    CPU one layer's tensors exist in float32 as well.
+    gradients on both sides of the layer at hand (three with two directions).
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -162,8 +161,8 @@ class IndRNN(Stack):
         1); norms by their own `reset_parameters`."""
         for layer in range(self.num_layers):
             for suffix in self._suffixes(layer):
-                bound = self.recurrent_max
-                reset_layer(self._parameters_of(suffix), self.recurrent_init[layer], bound)
+                parameters = self._parameters_of(suffix)
+                reset_layer(parameters, self.recurrent_init[layer], self.recurrent_max)
                 reset_norm(self._norm_of(suffix))
 
     def _parameters_of(self, suffix: str) -> Parameters:
@@ -198,7 +197,7 @@ class IndRNN(Stack):
             input, hx, lengths, resets: as in `forward`.
 
         Returns:
-            The `fastindrnn.plan.Plan`: its `way` in a word, and `why`.
+            The `fastindrnn.plan.Plan`: its `way`, and `why`.
 
         Example:
             >>> rnn = IndRNN(10, 20, num_layers=2)
@@ -246,6 +245,7 @@ class IndRNN(Stack):
         if planned.way == "stack":
             return run_stack(x, parameters, state, sequences.extents(direction), recurrence)
         starts: Any = [None] * len(suffixes) if state is None else state.unbind(0)
+        reversed_recurrence = recurrence.towards(opposite(direction))
         D = 2 if self.bidirectional else 1
         ends: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -258,14 +258,14 @@ class IndRNN(Stack):
                 for i in range(len(suffixes))[here]:
                     is_reversed = suffixes[i].endswith("_reverse")
                     one = Layer(
-                        parameters[i],
-                        recurrence.towards(opposite(direction)) if is_reversed else recurrence,
-                        self._norm_of(suffixes[i]),
-                        self.norm_position,
-                        self.zoneout,
-                        self.training,
+                        parameters=parameters[i],
+                        recurrence=reversed_recurrence if is_reversed else recurrence,
+                        norm=self._norm_of(suffixes[i]),
+                        norm_position=self.norm_position,
+                        zoneout=self.zoneout,
+                        training=self.training,
                     )
-                    h, h_n = one.run(x, sequences, starts[i], planned)
+                    h, h_n = one.run(x, sequences, starts[i], planned.way)
                     outputs.append(h)
                     ends.append(h_n)
                 x = sequences.concatenate(outputs)

@@ -100,7 +100,7 @@ def read_memory(
 
     Raises:
         TypeError: `source` is neither; batches are given without a module, or are one tensor.
-        ValueError: as `activity`.
+        ValueError: a layer has zoneout, as in `activity`.
     """
     if isinstance(source, nn.Module):
         # An alias of a shared parameter is the same recurrence.

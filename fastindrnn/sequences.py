@@ -180,11 +180,12 @@ def prepare_input(
         if lengths is not None:
             raise ValueError("lengths must be None for an input without a batch")
         resets = None if resets is None else resets[None]
-        return PreparedInput(input[None], Sequences(1, resets=resets), _without_batch, False)
+        sequences = Sequences(1, resets=resets)
+        return PreparedInput(input[None], sequences, _without_batch, has_batch=False)
     x = input if batch_first else input.transpose(0, 1)
     if resets is not None and not batch_first:
         resets = resets.transpose(0, 1)
-    sequences = Sequences(x.shape[0], not batch_first, lengths, None, resets)
+    sequences = Sequences(x.shape[0], not batch_first, lengths=lengths, resets=resets)
     if lengths is not None:
         check_lengths(lengths, x.shape[0], x.shape[1], x.device)
         # What stands in the padding must not reach a gradient, and 0 * NaN is not 0.

@@ -22,7 +22,7 @@ from .functional import run_layer, run_scan, run_step
 from .norm import Norm, NormPosition, check_norm, make_norm, normalize, reset_norm
 from .ops.layout import project
 from .options import Direction, GradClipMode, Nonlinearity, Parameters, Recurrence
-from .plan import Plan, plan
+from .plan import Way, plan
 from .sequences import Sequences
 from .zoneout import zoneout_scan
 
@@ -83,7 +83,7 @@ class Layer:
     training: bool
 
     def run(
-        self, x: Tensor, sequences: Sequences, h0: Tensor | None, plan: Plan
+        self, x: Tensor, sequences: Sequences, h0: Tensor | None, way: Way
     ) -> tuple[Tensor, Tensor]:
         """[projection], [norm before], recurrence with its nonlinearity, [norm after].
 
@@ -91,7 +91,7 @@ class Layer:
             x: input (B, T, K) or (total, K), whose padding is 0.
             sequences: where the sequences of x begin and end.
             h0: (B, N) or None.
-            plan: the way to go.
+            way: of a `Plan`.
 
         Returns:
             The output (B, T, N) or (total, N), and h_n (B, N), of the recurrence itself.
@@ -103,14 +103,21 @@ class Layer:
         else:
             check_layer(x, parameters, h0, extents)
         is_before = self.norm is not None and self.norm_position == "before"
-        if weight is not None and plan.way in ("step", "layer"):
-            h, h_n = run_layer(x, parameters, h0, extents, self.recurrence, plan.way)
+        if weight is not None and way in ("step", "layer"):
+            h, h_n = run_layer(x, parameters, h0, extents, self.recurrence, way)
         else:
             a = x if weight is None else project(x, weight, parameters.bias)
             a = normalize(self.norm, a, sequences) if is_before else a
             if self.zoneout:
-                draw = self.zoneout, self.training
-                h, h_n = zoneout_scan(a, u, h0, *draw, sequences, self.recurrence)
+                h, h_n = zoneout_scan(
+                    a,
+                    u,
+                    h0,
+                    probability=self.zoneout,
+                    training=self.training,
+                    sequences=sequences,
+                    recurrence=self.recurrence,
+                )
             else:
                 h, h_n = run_scan(a, u, h0, extents, self.recurrence)
         return h if is_before else normalize(self.norm, h, sequences), h_n
@@ -237,12 +244,12 @@ class Unit(nn.Module):
         """x (B, T, features) or (total, features) and a state (B, H) to the output, of the same
         form, and the last state."""
         layer = Layer(
-            self._current_parameters(),
-            self.recurrence.towards(direction),
-            self.norm,
-            self.norm_position,
-            self.zoneout,
-            self.training,
+            parameters=self._current_parameters(),
+            recurrence=self.recurrence.towards(direction),
+            norm=self.norm,
+            norm_position=self.norm_position,
+            zoneout=self.zoneout,
+            training=self.training,
         )
         planned = plan(
             x,
@@ -253,7 +260,7 @@ class Unit(nn.Module):
             norm=None if self.norm is None else self.norm_position,
             zoneout=self.zoneout > 0,
         )
-        h, h_n = layer.run(x, sequences, h0, planned)
+        h, h_n = layer.run(x, sequences, h0, planned.way)
         if self.training and self.dropout > 0:
             h = sequences.shared_over_time(h, self.dropout)
         return h, h_n

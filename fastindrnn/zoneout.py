@@ -21,6 +21,7 @@ def zoneout_scan(
     a: Tensor,
     u: Tensor,
     h0: Tensor | None,
+    *,
     probability: float,
     training: bool,
     sequences: Sequences,

@@ -35,7 +35,9 @@ def test_definition(padded, reverse, training):
     valid = sequences.valid(a) if padded else torch.ones(B, T, dtype=torch.bool)
     recurrence = Recurrence(direction="reverse" if reverse else "forward")
     torch.manual_seed(1)
-    actual = zoneout_scan(a, u, h0, p, training, sequences, recurrence)
+    actual = zoneout_scan(
+        a, u, h0, probability=p, training=training, sequences=sequences, recurrence=recurrence
+    )
     kept = None
     if training:
         torch.manual_seed(1)
@@ -81,7 +83,9 @@ def test_states_that_grow():
     a = torch.randn(B, T, N).abs().requires_grad_()
     u, h0 = torch.full((N,), 1.5, requires_grad=True), torch.ones(B, N, requires_grad=True)
     torch.manual_seed(1)
-    actual = zoneout_scan(a, u, h0, 0.95, True, Sequences(B), Recurrence())
+    actual = zoneout_scan(
+        a, u, h0, probability=0.95, training=True, sequences=Sequences(B), recurrence=Recurrence()
+    )
     torch.manual_seed(1)
     kept = torch.rand(a.shape) < 0.95
     valid = torch.ones(B, T, dtype=torch.bool)

@@ -23,7 +23,7 @@ def refuse_tangents(*tensors: Tensor | None) -> None:
             )
 
 
-def refuse_gradient_transforms(*tensors: torch.Tensor | None) -> None:
+def refuse_gradient_transforms(*tensors: Tensor | None) -> None:
     """Raises a NotImplementedError where torch.func.grad or its like is to differentiate by one of
     the tensors, which PyTorch cannot do with operators written in Python, in words of its own."""
     if torch.compiler.is_compiling() or not _has_transforms() or not torch.is_grad_enabled():
@@ -38,7 +38,7 @@ def refuse_gradient_transforms(*tensors: torch.Tensor | None) -> None:
         )
 
 
-def _is_differentiated(x: torch.Tensor) -> bool:
+def _is_differentiated(x: Tensor) -> bool:
     """At any of the levels of transforms around x."""
     while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
@@ -49,6 +49,6 @@ def refuse_script(module: nn.Module) -> NoReturn:
     """Raises a NotImplementedError that says what to do: `torch.jit.script` knows neither our
     arguments that are given by name nor packed sequences."""
     raise NotImplementedError(
-        f"torch.jit.script cannot compile an {type(module).__name__}: use torch.compile, or "
+        f"torch.jit.script cannot compile {type(module).__name__}: use torch.compile, or "
         "torch.export for a program without Python"
     )

@@ -105,7 +105,8 @@ def _stack_fake(x, weights, biases, us, h0, extents, recurrence, strategy):
 
 def _stack_setup(ctx, inputs, output):
     x, weights, biases, us, h0, extents, ctx.recurrence, ctx.strategy = inputs
-    x = x if ctx.needs_input_grad[1] else None  # for the gradient of the first weight alone
+    # For the gradient of the first weight alone. The flags of the lists are flat here.
+    x = x if ctx.needs_input_grad[1] else None
     h, _, between = output
     ctx.layers, ctx.has_biases = len(us), bool(biases)
     of_the_batch = extents.lengths, extents.cu_seqlens, extents.resets
