@@ -23,7 +23,7 @@ from torch import nn
 from bench import arguments
 from bench.arguments import UserError
 from bench.tasks import data, idx, models
-from bench.tasks.run import Task
+from bench.tasks.run import BY_EPOCHS, Task
 from bench.tasks.training import finite
 from fastindrnn import recurrent_max_for
 
@@ -53,10 +53,10 @@ LOGS = {  # (model, layers, permuted)
 
 class Mnist(Task):
     shown, form = "accuracy", "{:.1%}"
-    SETTINGS: ClassVar = Task.SETTINGS | {
+    SETTINGS: ClassVar = BY_EPOCHS | {
         "data": data.SETTING,
         "layers": (None, arguments.integer(1), "recurrent layers, 6; residual: blocks of two, 5"),
-        "epochs": (2, arguments.integer(1), "passes through the training images"),
+        "epochs": (2, *BY_EPOCHS["epochs"][1:]),
         "weight-decay": (1e-4, arguments.at_least_zero, "of matrices"),
         "dropout": (0.1, arguments.probability, "after each recurrence, one mask for all steps"),
         "gamma": (5.0, arguments.growth, "growth of a state over all steps at most"),
@@ -95,16 +95,18 @@ class Mnist(Task):
         return {"loss": nn.functional.cross_entropy(logits, labels), "accuracy": right}
 
     def evaluate(self, model):
-        running = score(model, *self.images["validation"])
-        if not any(isinstance(part, nn.BatchNorm1d) for part in model.modules()):
+        return self.scores(model, "validation")
+
+    def scores(self, model, part):
+        running = score(model, *self.images[part])
+        if not any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
             return running
         settled = with_settled_norms(model, self.images["train"][0], self.settings["batch"])
-        found = score(settled, *self.images["validation"])
+        found = score(settled, *self.images[part])
         return found | {f"{name}, running norms": value for name, value in running.items()}
 
     def finish(self, model):
-        settled = with_settled_norms(model, self.images["train"][0], self.settings["batch"])
-        return {"test": score(settled, *self.images["test"])}
+        return {"test": self.scores(model, "test")}
 
     def facts(self):
         images = {part: len(labels) for part, (_, labels) in self.images.items()}

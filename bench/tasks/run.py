@@ -308,3 +308,10 @@ class Task:
             print(said, file=sys.stderr)
         print(f"report.json, checkpoint.pt and plots are in {folder}")
         return 1 if diverged else 0
+
+
+# Of a task that counts epochs: its `prepare` sets "steps" and "evaluate_every" from them.
+BY_EPOCHS = {
+    name: v for name, v in Task.SETTINGS.items() if name not in ("steps", "evaluate-every")
+}
+BY_EPOCHS["epochs"] = (100, arguments.integer(1), "passes through the training data")

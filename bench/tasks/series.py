@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from bench import arguments
 from bench.arguments import UserError
 from bench.tasks import data, models
-from bench.tasks.run import Task
+from bench.tasks.run import BY_EPOCHS, Task
 
 EVALUATION_BATCH = 250
 HELD_OUT = 5  # with --validate, every fifth series
@@ -40,9 +40,8 @@ class Classification(Task):
     """A task gives `load`, `make_model` and `inputs`."""
 
     shown, form = "accuracy", "{:.1%}"
-    SETTINGS: ClassVar = Task.SETTINGS | {
+    SETTINGS: ClassVar = BY_EPOCHS | {
         "data": data.SETTING,
-        "epochs": (100, arguments.integer(1), "passes through the training series"),
         "weight-decay": (1e-4, arguments.at_least_zero, "of matrices"),
     }
     FLAGS: ClassVar = Task.FLAGS | {
@@ -79,8 +78,8 @@ class Classification(Task):
             self.chosen["train"] = self.chosen["train"][~is_held_out]
         self.shuffled = data.Shuffled(len(self.chosen["train"]), settings)
         settings["steps"] = settings["epochs"] * self.shuffled.steps
-        every = -(-settings["epochs"] // self.evaluations) * self.shuffled.steps
-        settings["evaluate_every"] = settings["evaluate_every"] or every
+        every = -(-settings["epochs"] // self.evaluations)
+        settings["evaluate_every"] = every * self.shuffled.steps
 
     def loss_of_step(self, learner, step):
         chosen = self.chosen["train"][self.shuffled(step)]
