@@ -30,7 +30,8 @@ NETWORKS = tuple(f"{kind}-{layers}" for kind in models.KINDS for layers in DEPTH
 
 
 class Airline(Task):
-    form, data_label = "{:.1f}", "thousands, root mean square error"
+    form, data_label = "{:.1f}", "144 months of Box and Jenkins; errors in thousands"
+    gradient_norm, rate_falls = 1.0, True
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
         "model": (
@@ -78,19 +79,6 @@ class Airline(Task):
         noise = torch.randn(self.settings["batch"], len(read), **options)
         told = learner.model(read + self.settings["noise"] * noise)
         return {"loss": (told - answers)[:, is_known].square().mean()}
-
-    def learning_rate(self, learner, step):
-        """It falls to 0."""
-        return self.settings["lr"] * (1 - step / self.settings["steps"])
-
-    def clip_gradients(self, kind, model, optimizer):
-        """Their norm, to 1."""
-        parameters = list(model.parameters())
-
-        def clip(*_):
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-
-        optimizer.register_step_pre_hook(clip)
 
     def evaluate(self, model):
         _, forecast = self.fit_and_forecast(model)

@@ -165,7 +165,8 @@ BATCHES, HELD_OUT = 20, 32  # that are held out, and their size
 
 
 class Algorithms(Task):
-    shown = "bits"
+    shown, gradient_norm = "bits", 1.0
+    data_label = "random, as in Graves et al. 2014"
     SETTINGS: ClassVar = Task.SETTINGS | {
         "problem": ("copy", tuple(PROBLEMS), "what is to be learned"),
         "model": (["residual", "lstm"], *Task.SETTINGS["model"][1:]),
@@ -210,14 +211,6 @@ class Algorithms(Task):
         inputs, answers = self.make_batch(source, settings["batch"], share)
         logits = learner.model(inputs)[:, -answers.shape[1] :]
         return {"loss": binary_cross_entropy_with_logits(logits, answers)}
-
-    def clip_gradients(self, kind, model, optimizer):
-        """All together, as it is usual for long sequences."""
-
-        def clip(*_):
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-
-        optimizer.register_step_pre_hook(clip)
 
     def learning_rate(self, learner, step):
         return self.settings["lr"] * min(1.0, 2 * (1 - step / self.settings["steps"]) + 0.02)

@@ -28,7 +28,7 @@ NORMS = "batch", "batch_per_step", "layer"
 
 class Chars(Task):
     data_label = "in place of the Penn Treebank"
-    shown = "bits per character"
+    shown, gradient_norm, rate_falls = "bits per character", 1.0, True
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
         "model": (["indrnn", "lstm", "gru", "mingru"], *Task.SETTINGS["model"][1:]),
@@ -82,18 +82,6 @@ class Chars(Task):
         logits, carried = learner.model(symbols[:, :-1], learner.carried if place else ())
         learner.carried = tuple(part.detach() for part in carried)
         return {"loss": bits(logits, symbols[:, 1:])}
-
-    def learning_rate(self, learner, step):
-        return self.settings["lr"] * (1 - self.share_done(learner, step))
-
-    def clip_gradients(self, kind, model, optimizer):
-        """Their norm, to 1."""
-        parameters = list(model.parameters())
-
-        def clip(*_):
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-
-        optimizer.register_step_pre_hook(clip)
 
     def evaluate(self, model):
         return {self.shown: mean_bits(model, self.text["validation"])}

@@ -41,7 +41,7 @@ EVALUATION_BATCH = 250
 
 class Handwriting(Task):
     title = "Handwriting, characters of Omniglot"
-    shown, data_label = "nats per move", "in place of IAM-OnDB"
+    shown, data_label, rate_falls = "nats per move", "in place of IAM-OnDB", True
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
         "model": (["residual", "lstm"], *Task.SETTINGS["model"][1:]),
@@ -91,9 +91,6 @@ class Handwriting(Task):
         total = self.loss_of(learner.model, characters, data.generator(self.settings, step))
         # Not the mean over the moves of the step, or those of short characters would count more.
         return {"loss": total / (self.settings["batch"] * self.mean_length)}
-
-    def learning_rate(self, learner, step):
-        return self.settings["lr"] * (1 - self.share_done(learner, step))
 
     def evaluate(self, model):
         return {self.shown: self.mean_loss(model, "validation")}

@@ -1,12 +1,8 @@
-"""A run of a task: its settings, its folder, and how it is stopped and resumed."""
+"""A task: what is trained and measured, and a run of it."""
 
 import argparse
-import contextlib
 import math
-import os
-import signal
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -18,60 +14,10 @@ from bench import arguments
 from bench.arguments import UserError
 from bench.environment import describe, keep_freed_memory, new_figure, write_figure, write_json
 from bench.tasks import checkpoint
+from bench.tasks.folder import folder_of, hold, stop_requests
 from bench.tasks.models import KINDS, hidden_for
 from bench.tasks.training import WINDOW, Learner, Schedule, train
 from fastindrnn import Stack, constrain_, constrain_after_step, parameter_groups
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # not on Windows
-    fcntl = None
-
-
-@contextlib.contextmanager
-def stop_requests():
-    """Yields a list, empty until the first Ctrl-C; a second Ctrl-C ends the program at once."""
-    requests = []
-
-    def request(number, frame):
-        requests.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)
-
-    before = signal.signal(signal.SIGINT, request)
-    try:
-        yield requests
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def hold(folder, held):
-    """Keeps other runs out of a folder until `held`, an ExitStack, is closed."""
-    if fcntl is None or not folder.is_dir():
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    held.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder} is in use by another run") from None
-    except OSError:
-        return  # a file system without locks
-
-
-def folder_of(args):
-    """The folder for the results: that of the run to resume, or a new one, which is then held."""
-    if args.resume is not None:
-        return args.resume
-    folder = args.out or Path("runs") / f"{args.command}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    hold(folder, args.held)
-    if (folder / "checkpoint.pt").exists():
-        raise UserError(f"{folder} already holds a run; --resume {folder} goes on with it")
-    return folder
 
 
 class Task:
@@ -84,7 +30,7 @@ class Task:
     title = ""  # for whoever reads what is printed
     shown = ""  # the figure of `evaluate` that is drawn
     form = "{:.3f}"  # of figures, in tables
-    data_label = "same data"  # as those of the published figures; or what stands in for them
+    data_label = "as in the papers"  # or what stands in for those
     SETTINGS: ClassVar = {  # name: (default, type, help)
         "model": (["indrnn"], arguments.several(KINDS), f"some of {', '.join(KINDS)}"),
         "layers": (2, arguments.integer(1), "recurrent layers; residual: blocks of two"),
@@ -110,7 +56,9 @@ class Task:
     FULL: ClassVar = {}  # settings
     # When a run is resumed: what decides no training.
     MAY_CHANGE: ClassVar = {"threads", "log_every", "steps", "seconds", "data"}
-    gradient_clip = 10.0  # of each element
+    gradient_clip = 10.0  # of each element, before each step of the optimiser
+    gradient_norm: ClassVar = None  # to which all gradients together are clipped, in place of that
+    rate_falls = False  # linearly to 0, over --steps or --seconds
 
     def __init__(self, settings):
         self.settings = settings
@@ -140,7 +88,8 @@ class Task:
         return {}
 
     def learning_rate(self, learner, step):
-        return self.settings["lr"]
+        falls = self.share_done(learner, step) if self.rate_falls else 0.0
+        return self.settings["lr"] * (1 - falls)
 
     def share_done(self, learner, step):
         """How much of the training is behind a learner, from 0 to 1: by --steps or by --seconds,
@@ -166,11 +115,13 @@ class Task:
         return Learner(f"{kind} {depth}{hidden}", model, optimizer)
 
     def clip_gradients(self, kind, model, optimizer):
-        """Before each step of the optimiser: every element."""
-        parameters = list(model.parameters())
-        optimizer.register_step_pre_hook(
-            lambda *_: nn.utils.clip_grad_value_(parameters, self.gradient_clip)
-        )
+        def clip(*_):
+            if self.gradient_norm is None:
+                nn.utils.clip_grad_value_(model.parameters(), self.gradient_clip)
+            else:
+                nn.utils.clip_grad_norm_(model.parameters(), self.gradient_norm)
+
+        optimizer.register_step_pre_hook(clip)
 
     def schedule(self, learner):
         names = "steps", "evaluate_every", "log_every"

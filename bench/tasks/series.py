@@ -39,7 +39,7 @@ def load(path):
 class Classification(Task):
     """A task gives `load`, `make_model` and `inputs`."""
 
-    shown, form = "accuracy", "{:.1%}"
+    shown, form, rate_falls = "accuracy", "{:.1%}", True
     SETTINGS: ClassVar = BY_EPOCHS | {
         "data": data.SETTING,
         "weight-decay": (1e-4, arguments.at_least_zero, "of matrices"),
@@ -88,10 +88,6 @@ class Classification(Task):
         labels = self.labels["train"][chosen]
         right = (logits.argmax(1) == labels).float().mean()
         return {"loss": cross_entropy(logits, labels), "accuracy": right}
-
-    def learning_rate(self, learner, step):
-        """It falls to 0."""
-        return self.settings["lr"] * (1 - step / self.settings["steps"])
 
     def evaluate(self, model):
         """On the test series, or those held out. No choice is made by the figures of a run: the
