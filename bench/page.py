@@ -152,8 +152,9 @@ def summary(found):
         first = next(iter(reports.values()))
         ours, *others = rows(task, reports)
         name, parameters, _, figures = ours
-        # The last one that was measured stands for all.
-        figure = [name for name, (here, _) in figures.items() if here[0] != "-"][-1]
+        # The last one that was measured stands for all, beside a published one if there is any.
+        known = [name for name, (here, _) in figures.items() if here[0] != "-"]
+        figure = ([name for name in known if figures[name][1]] or known)[-1]
         here, published = figures[figure]
         beside = ", ".join(f"{other}: {each[figure][0]}" for other, _, _, each in others)
         cells = first["title"], name, f"{parameters:,}", figure, here, published, beside
