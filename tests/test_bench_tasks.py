@@ -13,7 +13,7 @@ import torch
 from bench_command import ADDING, SMALL, checkpoint, files, refusal, report, run, write_data
 
 from bench.__main__ import TASKS
-from bench.tasks import adding, mnist, training
+from bench.tasks import adding, chars, mnist, training
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = {"checkpoint.pt", "report.json", "curves.png"}
@@ -115,6 +115,20 @@ def test_adding_data_are_exact(length):
         torch.testing.assert_close((numbers * marks).sum(1, keepdim=True), answers)
         marked |= set(marks.nonzero()[:, 1].tolist())
     assert marked == set(range(length))
+
+
+def test_bits_per_character_are_those_of_a_plain_loop(monkeypatch):
+    """Every character but each reader's first is predicted once, from the state carried to it."""
+    monkeypatch.setattr(chars, "EVALUATION_BATCH", 2)
+    monkeypatch.setattr(chars, "EVALUATION_LENGTH", 5)
+    settings = {"norm": None, "bound": 0.99, "dropout": 0.0, "length": 4}
+    torch.manual_seed(0)
+    model = chars.LanguageModel("indrnn", 7, 8, 2, settings).eval()
+    text = torch.randint(7, (2 * 13,))
+    logits, _ = model(text.view(2, 13)[:, :-1])
+    chances = logits.softmax(-1).gather(-1, text.view(2, 13)[:, 1:, None])
+    with torch.no_grad():
+        assert chars.mean_bits(model, text) == pytest.approx(-chances.log2().mean().item())
 
 
 def test_mnist_writes_report_plot_and_lines(finished):
