@@ -14,6 +14,7 @@ from bench_command import ADDING, SMALL, checkpoint, files, refusal, report, run
 
 from bench.__main__ import TASKS
 from bench.tasks import adding, chars, mnist, training
+from bench.tasks.data import generator as data_of_step
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = {"checkpoint.pt", "report.json", "curves.png"}
@@ -129,6 +130,27 @@ def test_bits_per_character_are_those_of_a_plain_loop(monkeypatch):
     chances = logits.softmax(-1).gather(-1, text.view(2, 13)[:, 1:, None])
     with torch.no_grad():
         assert chars.mean_bits(model, text) == pytest.approx(-chances.log2().mean().item())
+
+
+def test_the_chunks_of_a_text_are_read_as_one(data):
+    """The state is carried from chunk to chunk, and each reader's next character is told."""
+    settings = {name.replace("-", "_"): each[0] for name, each in chars.Chars.SETTINGS.items()}
+    settings |= {"model": ["indrnn"], "norm": None, "parameters": 2000, "device": "cpu"}
+    task = chars.Chars(settings | {"data": data, "batch": 3, "length": 10})
+    (learner,) = task.learners
+    losses = [task.loss_of_step(learner, step)["loss"].item() for step in range(3)]
+    first = torch.randint(10, (), generator=data_of_step(task.settings, 0)).item()
+    symbols = task.readers[:, first : first + 31]
+    logits, _ = learner.model(symbols[:, :-1])
+    for step, loss in enumerate(losses):
+        part = slice(10 * step, 10 * step + 10)
+        expected = chars.bits(logits[:, part], symbols[:, 1:][:, part]).item()
+        assert loss == pytest.approx(expected, rel=1e-5)
+    task.loss_of_step(learner, task.chunks)  # the text from its beginning: the states are zeros
+    begun = learner.carried[0]
+    learner.carried = ()
+    task.loss_of_step(learner, task.chunks)
+    assert torch.equal(learner.carried[0], begun)
 
 
 def test_mnist_writes_report_plot_and_lines(finished):
