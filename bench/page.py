@@ -126,7 +126,8 @@ def page(found):
             for name in list(reports)[:1]
             for plot in sorted(RESULTS.glob(f"{name}-*.png"))
         ]
-        busy = f"load average {first['environment']['load_average']:.1f} at the start"
+        load = first["environment"]["load_average"]  # None where the system has none
+        busy = "load not known" if load is None else f"load average {load:.1f} at the start"
         about = f"Data: {task.data_label}. {machine}, {busy}, {date}; {files}."
         heading = f"### {title}"
         parts += [*([] if heading in parts else [heading]), about, "\n".join(lines), *plots]
