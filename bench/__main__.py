@@ -20,6 +20,7 @@ TASKS = {  # name, and module of bench.tasks: what is trained
     "memory": "networks whose gradients and memory are drawn",
     "mnist": "networks on MNIST, pixel by pixel",
     "skeleton": "networks that tell actions apart by how joints move",
+    "speech": "networks that tell the speaker of each frame, JapaneseVowels",
     "tagging": "part-of-speech taggers in one direction and in both",
     "vowels": "networks that tell speakers apart by a vowel, JapaneseVowels",
 }

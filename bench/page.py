@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from bench.arguments import UserError
-from bench.environment import replace_between, write
+from bench.environment import new_figure, replace_between, write, write_figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -26,10 +26,28 @@ def add_arguments(parser):
 def run(args):
     for folder in args.runs:
         take(folder)
-    for path, text in written(experiments()).items():
+    found = experiments()
+    for name, (_, draw) in overviews(found).items():
+        if figure := new_figure(12, 3.5):
+            draw(figure)
+            write_figure(RESULTS / f"{name}.png", figure, dpi=120)
+            print(f"written: {RESULTS / name}.png")
+    for path, text in written(found).items():
         write(path, text)
         print(f"written: {path}")
     return 0
+
+
+def overviews(found):
+    """{TASK-NAME: (what one sees, function that draws on a figure)}, of a task's runs together."""
+    by_task = {}
+    for task, reports in found:
+        by_task.setdefault(task, []).extend(reports.values())
+    return {
+        f"{task.__module__.rpartition('.')[2]}-{name}": plot
+        for task, reports in by_task.items()
+        for name, plot in task.overview(reports).items()
+    }
 
 
 def written(found):
@@ -101,8 +119,10 @@ def mean(values, task):
 
 
 def page(found):
-    """A section for each title; in it for each experiment the machine, a table and plots."""
-    parts = []
+    """Plots of several experiments; then a section for each title, and in it for each experiment
+    the machine, a table and plots."""
+    plots = overviews(found).items()
+    parts = [f"![{seen}](../bench/results/{name}.png)" for name, (seen, _) in plots]
     for task, reports in sorted(found, key=title_of):
         first = next(iter(reports.values()))
         files = ", ".join(f"[{name}](../bench/results/{name}.json)" for name in reports)

@@ -9,7 +9,7 @@ import torch
 from bench_command import SMALL, refusal, report, run, skeleton_file, ts_file, write_series
 
 from bench.arguments import UserError
-from bench.tasks import airline, ntu, series, skeleton, vowels
+from bench.tasks import airline, ntu, series, skeleton, speech, vowels
 
 GENERATOR = torch.Generator().manual_seed(1)
 
@@ -152,6 +152,31 @@ def test_the_figure_is_of_the_test_series_or_of_those_held_out(folder, tmp_path)
     words = ["--batch", 4, "--epochs", 1, "--parameters", 1000, "--validate"]
     run("vowels", *SMALL, *words, "--data", folder, "--model", "gru", "--out", tmp_path / "run")
     assert report(tmp_path / "run")["series"] == {"train": 8, "validation": 2}
+
+
+# The frames.
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_speaker_of_each_frame_is_told(folder, bidirectional):
+    """Against a loop over utterances and their frames; padding counts nowhere."""
+    options = {"model": ["irnn-small"], "bidirectional": bidirectional, "dropout": 0.0}
+    task = make(speech.Speech, folder, **options)
+    (learner,) = task.learners
+    model, loss, wrong, frames = learner.model.eval(), 0.0, 0, 0
+    for index in range(6):
+        values, _ = task.inputs("test", torch.tensor([index]), None)
+        logits = model.head(model.recurrent(values)[0][0])
+        label = task.labels["test"][index]
+        for each in logits:
+            loss -= each.log_softmax(0)[label].item()
+            wrong += int(each.argmax() != label)
+            frames += 1
+    assert frames == 5 + 6 + 7 + 8 + 9 + 10
+    expected = {"frame error": wrong / frames, "loss": pytest.approx(loss / frames, rel=1e-5)}
+    assert task.evaluate(model) == expected
+    found = task.loss_of_step(learner, 0)
+    assert found.keys() == {"loss", "frame error"}
 
 
 # The passengers.

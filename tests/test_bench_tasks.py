@@ -45,6 +45,7 @@ def commands(data):
         "handwriting": [*TINY, "--model", "residual", "--sample", "2"],
         "mnist": ["--batch", "8", "--layers", "2", "--epochs", "3"],
         "skeleton": [*series, "--model", "indrnn,lstm"],
+        "speech": [*series, "--model", "irnn-small,indrnn", "--bidirectional"],
         "tagging": [*TINY, "--evaluate-every", "15"],
         "vowels": [*series, "--model", "residual,lstm"],
     }
@@ -99,6 +100,26 @@ def test_adding_stops_at_the_target(tmp_path):
     (result,) = report(tmp_path)["models"].values()
     assert result["outcome"] == "target reached"
     assert result["steps"] == result["steps_to_target"] == 100
+
+
+def test_the_figure_of_all_lengths_shows_every_network_and_seed(finished, tmp_path):
+    """A panel for each length; the errors drawn are those of the reports."""
+    longer = tmp_path / "longer"
+    run(*ADDING, "--length", 30, "--steps", 110, "--model", "indrnn,rnn", "--out", longer)
+    reports = [report(longer), report(longer), report(finished["adding"][0])]
+    reports[2]["models"]["indrnn 2 x 8"]["curve"] = [{"step": 100, "loss": 0.125}]
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    (draw,) = [draw for _, draw in adding.Adding.overview(reports).values()]
+    draw(figure)
+    short, long = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["T = 20", "T = 30"]
+    assert [line.get_ydata()[0] for line in short.lines] == [0.125, adding.CHANCE]
+    assert len(long.lines) == 2 * 2 + 1
+    assert [text.get_text() for text in long.get_legend().get_texts()] == [
+        "indrnn",
+        "rnn",
+        "always answering 1",
+    ]
 
 
 @pytest.mark.parametrize("length", [2, 3, 9])

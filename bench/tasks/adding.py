@@ -6,6 +6,7 @@ Li et al. 2018 (arXiv 1803.04831) and of the authors' Theano code. The IndRNN ha
 the recurrence, the others have theirs on the finished gradients.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from bench import arguments
 from bench.tasks import data, models
 from bench.tasks.run import Task
-from bench.tasks.training import Schedule
+from bench.tasks.training import WINDOW, Schedule
 from fastindrnn import recurrent_max_for
 
 CHANCE = 1 / 6
@@ -88,6 +89,11 @@ class Adding(Task):
         text = PUBLISHED.get((settings["length"], kind), "")
         return {"steps to an error of 0.01": text} if settings["target"] == 0.01 else {}
 
+    @classmethod
+    def overview(cls, reports):
+        seen = "the error on the adding problem against steps, for each length and network"
+        return {"lengths": (seen, partial(draw_lengths, reports))}
+
     def facts(self):
         return {"chance": CHANCE} | super().facts()
 
@@ -96,6 +102,27 @@ class Adding(Task):
         (axes,) = figure.axes
         axes.axhline(CHANCE, label="always answering 1", color="grey", linestyle="--")
         axes.legend()
+
+
+def draw_lengths(reports, figure):
+    """A panel for each length, with the error of every network and seed against steps."""
+    lengths = sorted({report["settings"]["length"] for report in reports})
+    panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
+    kinds = sorted({kind for report in reports for kind in report["settings"]["model"]})
+    for axes, length in zip(panels, lengths, strict=True):
+        shown = [report for report in reports if report["settings"]["length"] == length]
+        for report in shown:
+            for kind, result in zip(
+                report["settings"]["model"], report["models"].values(), strict=True
+            ):
+                steps, errors = zip(*(line.values() for line in result["curve"]), strict=True)
+                axes.plot(steps, errors, label=kind, color=f"C{kinds.index(kind)}")
+        axes.axhline(CHANCE, color="grey", linestyle="--", label="always answering 1")
+        axes.set(title=f"T = {length:,}", xlabel="step", yscale="log")
+        axes.grid(alpha=0.3)
+        names = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(names.values(), names.keys(), fontsize=7)
+    panels[0].set_ylabel(f"error, mean of {WINDOW} steps")
 
 
 def make_batch(size, length, generator):

@@ -55,6 +55,10 @@ class Memory(Adding):
             self.bounded[gamma] = self.make_learner("indrnn", gamma)
             self.learners.append(self.bounded[gamma])
 
+    @classmethod
+    def overview(cls, reports):
+        return {}
+
     def prepare(self):
         if "indrnn" not in self.settings["model"]:
             raise arguments.UserError("--model must name indrnn: its memory is drawn")

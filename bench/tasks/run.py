@@ -158,6 +158,12 @@ class Task:
         """{figure: text} beside what was measured, where somebody has published it."""
         return {}
 
+    @classmethod
+    def overview(cls, reports):
+        """{name of a plot: (what one sees, function that draws it on a figure)} of all runs of this
+        task, for the page of results."""
+        return {}
+
     def plots(self):
         """{name of a file: function that draws on a figure}."""
         return {"curves": self.draw_curves}

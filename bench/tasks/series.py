@@ -45,8 +45,9 @@ class Classification(Task):
         "weight-decay": (1e-4, arguments.at_least_zero, "of matrices"),
     }
     FLAGS: ClassVar = Task.FLAGS | {
+        "bidirectional": "each layer in both directions",
         "validate": "hold out every fifth training series, and leave the test series alone: to "
-        "choose settings with"
+        "choose settings with",
     }
     evaluations = 10  # of a run
 
@@ -59,6 +60,15 @@ class Classification(Task):
         """What the model gets for the chosen series of a part. With a generator, which there is in
         training alone, it may be changed at random."""
         raise NotImplementedError
+
+    def answers(self, part, chosen):
+        """The labels that the model is to tell, in the order of its logits."""
+        return self.labels[part][chosen]
+
+    @staticmethod
+    def figure(right):
+        """Of the share that is told right."""
+        return right
 
     def prepare(self):
         settings = self.settings
@@ -85,21 +95,22 @@ class Classification(Task):
         chosen = self.chosen["train"][self.shuffled(step)]
         generator = data.generator(self.settings, step)
         logits = learner.model(*self.inputs("train", chosen, generator))
-        labels = self.labels["train"][chosen]
+        labels = self.answers("train", chosen)
         right = (logits.argmax(1) == labels).float().mean()
-        return {"loss": cross_entropy(logits, labels), "accuracy": right}
+        return {"loss": cross_entropy(logits, labels), self.shown: self.figure(right)}
 
     def evaluate(self, model):
         """On the test series, or those held out. No choice is made by the figures of a run: the
         last one counts."""
         held_out = self.settings["validate"]
         part = "train" if held_out else "test"
-        series, loss, right = self.chosen["validation" if held_out else "test"], 0.0, 0
+        series, loss, right, count = self.chosen["validation" if held_out else "test"], 0.0, 0, 0
         for chosen in series.split(EVALUATION_BATCH):
-            logits, labels = model(*self.inputs(part, chosen, None)), self.labels[part][chosen]
+            logits, labels = model(*self.inputs(part, chosen, None)), self.answers(part, chosen)
             loss += cross_entropy(logits, labels, reduction="sum").item()
             right += (logits.argmax(1) == labels).sum().item()
-        return {self.shown: right / len(series), "loss": loss / len(series)}
+            count += len(labels)
+        return {self.shown: self.figure(right / count), "loss": loss / count}
 
     def facts(self):
         series = {part: len(chosen) for part, chosen in self.chosen.items()}
@@ -122,7 +133,13 @@ class Classifier(nn.Module):
         super().__init__()
         ours = {"norm": "batch", **ours} if kind in models.OURS else {}
         self.recurrent = models.make(
-            kind, inputs, hidden, layers, dropout=settings["dropout"], **ours
+            kind,
+            inputs,
+            hidden,
+            layers,
+            dropout=settings["dropout"],
+            bidirectional=settings["bidirectional"],
+            **ours,
         )
         self.dropout = nn.Dropout(settings["dropout"])
         self.head = nn.Linear(self.recurrent.output_size, labels)

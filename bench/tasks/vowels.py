@@ -26,6 +26,7 @@ class Vowels(series.Classification):
         "lr": (2e-3, *series.Classification.SETTINGS["lr"][1:]),
         "dropout": (0.3, *series.Classification.SETTINGS["dropout"][1:]),
     }
+    network = series.Classifier
 
     def load(self):
         found = {}
@@ -52,7 +53,7 @@ class Vowels(series.Classification):
 
     def make_model(self, kind, hidden, layers):
         channels, bound = self.series["train"].shape[2], recurrent_max_for(self.longest)
-        return series.Classifier(
+        return self.network(
             kind, channels, hidden, layers, len(self.words), self.settings, recurrent_max=bound
         )
 
