@@ -12,6 +12,7 @@ import pytest
 import torch
 from bench_command import ADDING, SMALL, checkpoint, files, refusal, report, run, write_data
 
+from bench import page
 from bench.__main__ import TASKS
 from bench.tasks import adding, chars, mnist, training
 from bench.tasks.data import generator as data_of_step
@@ -60,6 +61,21 @@ def commands(data):
 
 def test_every_task_is_stopped_and_resumed_here(commands):
     assert commands.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_full_sets_are_settings_that_an_option_could_give(task):
+    """Each value is of the type that its option gives."""
+    chosen = page.task_of(task)
+    options = {name.replace("-", "_"): parse for name, (_, parse, _) in chosen.SETTINGS.items()}
+    for name, value in chosen.FULL.items():
+        if name.replace("_", "-") in chosen.FLAGS:
+            assert value is True
+        elif isinstance(options[name], tuple):
+            assert value in options[name]
+        elif value is not None:
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            assert options[name](text) == value
 
 
 @pytest.fixture(scope="module")
