@@ -1,6 +1,7 @@
 """Without a GPU, Triton's kernels run in its interpreter, or with --emulator as compiled code on an
 emulator. Which of the two must be known before triton is imported. How fast the machine is decides
-no test: hypothesis has no deadline."""
+no test: hypothesis has no deadline. Nor does chance: what a test draws follows from its name and
+from --seed, so that a run that fails can be repeated, alone or with other tests before it."""
 
 import os
 
@@ -13,14 +14,19 @@ import pytest
 import torch
 
 try:
+    import hypothesis
     from hypothesis import HealthCheck, settings
+    from hypothesis.internal.conjecture import providers
 except ModuleNotFoundError:  # bench/gpu.sh runs the tests that do without it
-    pass
+    hypothesis = None
 else:
     settings.register_profile(
         "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("patient")
+    # Hypothesis also draws numbers that stand in our modules. Which of these have been imported
+    # depends on the tests that ran before.
+    providers._get_local_constants = lambda: providers._local_constants
 
 
 def pytest_addoption(parser):
@@ -40,6 +46,9 @@ def pytest_addoption(parser):
     )
     group.addoption(
         "--target", choices=list(emulator.FAMILY), default="sm_90", help="what it emulates"
+    )
+    group.addoption(
+        "--seed", metavar="N", type=int, default=0, help="run the tests on other random numbers"
     )
 
 
@@ -63,6 +72,36 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter):
     if emulator.is_used():
         terminalreporter.write_line(emulator.summary())
+
+
+def seed_generators(config, name):
+    """Seeds torch's generator from this name and --seed. Returns the seed."""
+    seed = emulator.seed_of(f"{config.getoption('seed')} {name}")
+    torch.manual_seed(seed)
+    return seed
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector):
+    """A module may draw when it is imported."""
+    if isinstance(collector, pytest.Module):
+        seed_generators(collector.config, collector.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef, request):
+    """A fixture that several tests share draws the same whichever of them is the first."""
+    if fixturedef.scope != "function":
+        seed_generators(request.config, f"{request.node.nodeid}::{fixturedef.argname}")
+
+
+@pytest.fixture(autouse=True)
+def generators(request):
+    """Each test draws from a seed of its own, and so do the examples of hypothesis, which seeds the
+    generators of numpy and Python itself."""
+    seed = seed_generators(request.config, request.node.nodeid)
+    if hypothesis and hypothesis.is_hypothesis_test(request.function):
+        hypothesis.seed(seed)(request.function)
 
 
 @pytest.fixture(autouse=True)
