@@ -53,6 +53,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Where the user's cache folder cannot be written, the loops are compiled anew and the tests
+    # last longer.
+    unkept = "ignore:a compiled CPU loop cannot be kept:RuntimeWarning"
+    config.addinivalue_line("filterwarnings", unkept)
     if config.getoption("emulator"):
         if torch.cuda.is_available():
             raise pytest.UsageError("--emulator is for machines without a GPU")
