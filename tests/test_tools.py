@@ -108,8 +108,10 @@ def test_the_profiler_names_the_recurrence(mode):
         assert name in {event.key for event in profiler.key_averages()}
 
 
-STACK = IndRNN(K, K, 2)
-WEIGHT, BIAS, U = torch.randn(K, K), torch.randn(K), torch.rand(K)
+# In float64, because the terms of a gradient may cancel.
+STACK = IndRNN(K, K, 2, dtype=torch.float64)
+WEIGHT, BIAS = torch.randn(K, K, dtype=torch.float64), torch.randn(K, dtype=torch.float64)
+U = torch.rand(K, dtype=torch.float64)
 DIFFERENTIATED = {
     "scan": lambda x: indrnn_scan(x, U)[0].square().sum(),
     "layer": lambda x: indrnn(x, WEIGHT, BIAS, U)[0].square().sum(),
@@ -131,14 +133,14 @@ def test_torch_func_names_the_way_out(call, transform):
         "grad of vmap": lambda x: torch.func.grad(lambda x: torch.vmap(call)(x).sum())(x[None]),
     }
     with pytest.raises(NotImplementedError, match=r"torch\.autograd\.grad.*backend 'reference'"):
-        transforms[transform](torch.randn(B, T, K))
+        transforms[transform](torch.randn(B, T, K, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", ["scan", "layer", "clipped results"])
 def test_the_ways_out_of_torch_func(name):
     """The reference under torch.func.grad is what torch.autograd.grad computes; what is not
     differentiated goes through the kernels."""
-    call, x = DIFFERENTIATED[name], torch.randn(B, T, K, requires_grad=True)
+    call, x = DIFFERENTIATED[name], torch.randn(B, T, K, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(call(x), x)
     x = x.detach()
     with fastindrnn.backend("reference"):
@@ -149,4 +151,4 @@ def test_the_ways_out_of_torch_func(name):
     def constant(scale):
         return scale * call(x)
 
-    torch.testing.assert_close(torch.func.grad(constant)(torch.tensor(2.0)), call(x))
+    torch.testing.assert_close(torch.func.grad(constant)(torch.tensor(2.0).double()), call(x))
