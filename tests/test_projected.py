@@ -151,17 +151,18 @@ def test_bidirectional_is_two_layers(case):
 @pytest.mark.parametrize(("K", "N"), [(0, 4), (5, 0), (0, 0)])
 @pytest.mark.parametrize("form", ["padded", "time first", "packed", "both directions"])
 def test_no_features_or_no_neurons(form, K, N, backend):
-    """Outputs and gradients of such sizes as those of the reference, as nn.Linear gives them."""
-    x, options = torch.randn(3, 4, K), {}
+    """Outputs and gradients of such sizes as those of the reference, as nn.Linear gives them. In
+    float64, because the gradient of u is a sum of many terms."""
+    x, options = torch.randn(3, 4, K).double(), {}
     if form == "time first":
-        x = torch.randn(4, 3, K).transpose(0, 1)
+        x = torch.randn(4, 3, K).double().transpose(0, 1)
     elif form == "packed":
-        x, options["cu_seqlens"] = torch.randn(12, K), torch.tensor([0, 4, 4, 12])
+        x, options["cu_seqlens"] = torch.randn(12, K).double(), torch.tensor([0, 4, 4, 12])
     elif form == "both directions":
         options["direction"] = "both"
     shapes = (N, K), (N,), (N,), (3, N)
-    arguments = [x.requires_grad_(), *(torch.rand(s, requires_grad=True) for s in shapes)]
-    results = []
+    rest = [torch.rand(s, dtype=torch.float64).requires_grad_() for s in shapes]
+    arguments, results = [x.requires_grad_(), *rest], []
     for name in (backend, "reference"):
         with fastindrnn.backend(name):
             h, h_n = indrnn(*arguments, **options)
