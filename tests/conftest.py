@@ -16,7 +16,6 @@ import torch
 try:
     import hypothesis
     from hypothesis import HealthCheck, settings
-    from hypothesis.internal.conjecture import providers
 except ModuleNotFoundError:  # bench/gpu.sh runs the tests that do without it
     hypothesis = None
 else:
@@ -24,9 +23,6 @@ else:
         "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("patient")
-    # Hypothesis also draws numbers that stand in our modules. Which of these have been imported
-    # depends on the tests that ran before.
-    providers._get_local_constants = lambda: providers._local_constants
 
 
 def pytest_addoption(parser):
