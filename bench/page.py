@@ -75,7 +75,9 @@ def experiments():
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         if "task" in report:
-            ignored = "seed", "hashes", "threads", "log_every"
+            ignored = {"seed", "hashes", "threads", "log_every"}
+            if "epochs" in task_of(report["task"]).MAY_CHANGE:
+                ignored |= {"epochs", "steps"}  # the longer run was the shorter one at first
             settings = {key: v for key, v in report["settings"].items() if key not in ignored}
             key = report["task"], json.dumps(settings, sort_keys=True)
             grouped.setdefault(key, {})[path.stem] = report
@@ -96,8 +98,8 @@ def rows(task, reports):
         measured = [task.measured(settings, result) for result in results]
         published = task.published(settings, kind)
         figures = {
-            figure: (mean([each[figure] for each in measured], task), published.get(figure, ""))
-            for figure in measured[0]
+            figure: (mean([each.get(figure) for each in measured], task), published.get(figure, ""))
+            for figure in dict.fromkeys(name for each in measured for name in each)
         }
         seconds = statistics.fmean(result["seconds"] for result in results)
         found.append((name, results[0]["parameters"], seconds, figures))

@@ -116,7 +116,8 @@ class Mnist(Task):
     def measured(cls, settings, result):
         """At the epochs of the authors' logs, at the last one, and on the test images."""
         lines, shown = enumerate(result["validations"], 1), {*EPOCHS, len(result["validations"])}
-        parts = {"test": result["test"]} if "test" in result else {}
+        last = f"test, epoch {len(result['validations'])}"
+        parts = {last: result["test"]} if "test" in result else {}
         parts |= {f"epoch {epoch}": line for epoch, line in lines if epoch in shown}
         return {f"{name}, {part}": line.get(name) for name in NAMES for part, line in parts.items()}
 
