@@ -190,6 +190,19 @@ def test_the_chunks_of_a_text_are_read_as_one(data):
     assert torch.equal(learner.carried[0], begun)
 
 
+def test_each_character_model_has_layers_of_its_own(data):
+    settings = {name.replace("-", "_"): each[0] for name, each in chars.Chars.SETTINGS.items()}
+    settings |= {"parameters": 20_000, "device": "cpu", "data": data, "batch": 3, "length": 10}
+
+    def depths(**given):
+        learners = chars.Chars(settings | given).learners
+        return [learner.name.rsplit(" x ", 1)[0] for learner in learners]
+
+    models = ["residual", "indrnn", "lstm"]
+    assert depths(model=models) == ["residual 3", "indrnn 6", "lstm 2"]
+    assert depths(model=models, layers=1) == ["residual 1", "indrnn 1", "lstm 1"]
+
+
 def test_mnist_writes_report_plot_and_lines(finished):
     folder, output = finished["mnist"]
     content, (state,) = report(folder), checkpoint(folder)["learners"].values()

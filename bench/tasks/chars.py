@@ -4,7 +4,8 @@ The text is read by as many readers as --batch says, side by side, each of whom 
 stopped; every pass through the text begins at another character. The first 90 % are trained on, the
 next 5 % validate, the last 5 % test. The figure is bits per character. The rate falls to 0 over
 --steps or --seconds, whichever ends the training. The papers train on the Penn Treebank, which is
-not free: any text stands in for it, by default tinyshakespeare.txt.
+not free: any text stands in for it, by default tinyshakespeare.txt. The default has networks of
+250,000 parameters read it nine times, which is short of the papers' 21 layers of 2,000 neurons.
 """
 
 import math
@@ -24,6 +25,7 @@ EMBEDDING = 128
 EVALUATION_BATCH, EVALUATION_LENGTH = 16, 500
 TEMPERATURE = 0.7  # of what is written
 NORMS = "batch", "batch_per_step", "layer"
+LAYERS = {"residual": 3, "dense": None, "lstm": 2, "gru": 2}
 
 
 class Chars(Task):
@@ -31,9 +33,13 @@ class Chars(Task):
     shown, gradient_norm, rate_falls = "bits per character", 1.0, True
     SETTINGS: ClassVar = Task.SETTINGS | {
         "data": data.SETTING,
-        "model": (["indrnn", "lstm", "gru", "mingru"], *Task.SETTINGS["model"][1:]),
+        "model": (["residual", "lstm", "gru", "mingru"], *Task.SETTINGS["model"][1:]),
         "text": ("tinyshakespeare.txt", str, "file of the folder"),
-        "layers": (None, arguments.integer(1), "of each network (default: 6, of lstm and gru 2)"),
+        "layers": (
+            None,
+            arguments.integer(1),
+            "of each network (default: 6, of lstm and gru 2; residual: 3 blocks of two)",
+        ),
         "parameters": (250_000, *Task.SETTINGS["parameters"][1:]),
         "length": (100, arguments.integer(2), "time steps of a chunk"),
         "steps": (3000, *Task.SETTINGS["steps"][1:]),
@@ -68,7 +74,7 @@ class Chars(Task):
         self.title = f"Characters of {settings['text']}"
 
     def layers_of(self, kind):
-        return self.settings["layers"] or (2 if kind in ("lstm", "gru") else 6)
+        return self.settings["layers"] or LAYERS.get(kind, 6)
 
     def make_model(self, kind, hidden, layers):
         return LanguageModel(kind, len(self.alphabet), hidden, layers, self.settings)
