@@ -190,7 +190,7 @@ def test_the_chunks_of_a_text_are_read_as_one(data):
     assert torch.equal(learner.carried[0], begun)
 
 
-def test_each_character_model_has_layers_of_its_own(data):
+def test_each_character_model_has_layers_and_a_rate_of_its_own(data):
     settings = {name.replace("-", "_"): each[0] for name, each in chars.Chars.SETTINGS.items()}
     settings |= {"parameters": 20_000, "device": "cpu", "data": data, "batch": 3, "length": 10}
 
@@ -201,6 +201,10 @@ def test_each_character_model_has_layers_of_its_own(data):
     models = ["residual", "indrnn", "lstm"]
     assert depths(model=models) == ["residual 3", "indrnn 6", "lstm 2"]
     assert depths(model=models, layers=1) == ["residual 1", "indrnn 1", "lstm 1"]
+    task = chars.Chars(settings | {"model": models})
+    assert [task.learning_rate(learner, 0) for learner in task.learners] == [4e-3, 4e-3, 8e-3]
+    task = chars.Chars(settings | {"model": models, "lr": 1e-3})
+    assert [task.learning_rate(learner, 1500) for learner in task.learners] == [5e-4] * 3
 
 
 def test_mnist_writes_report_plot_and_lines(finished):

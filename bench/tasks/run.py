@@ -87,9 +87,13 @@ class Task:
         """What is to be in the report when the training has ended: {"test": figures, ...}."""
         return {}
 
+    def first_rate(self, kind):
+        """The learning rate with which a network starts."""
+        return self.settings["lr"]
+
     def learning_rate(self, learner, step):
         falls = self.share_done(learner, step) if self.rate_falls else 0.0
-        return self.settings["lr"] * (1 - falls)
+        return learner.optimizer.defaults["lr"] * (1 - falls)
 
     def share_done(self, learner, step):
         """How much of the training is behind a learner, from 0 to 1: by --steps or by --seconds,
@@ -106,7 +110,7 @@ class Task:
         torch.manual_seed(settings["seed"])
         model = make(hidden).to(settings["device"])
         groups = parameter_groups(model, settings["weight_decay"])
-        optimizer = torch.optim.Adam(groups, lr=settings["lr"], fused=True)
+        optimizer = torch.optim.Adam(groups, lr=self.first_rate(kind), fused=True)
         self.clip_gradients(kind, model, optimizer)
         if any(isinstance(part, Stack) for part in model.modules()):
             constrain_(model)
