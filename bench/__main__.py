@@ -35,7 +35,7 @@ COMMANDS = {  # name: (module, what it does and what it writes)
     "report": (
         "bench.speed.report",
         "draw what speed has measured; writes charts (SVG) beside each JSON, and without a JSON "
-        "takes those of bench/results and writes their figures into README.md",
+        "takes those of bench/results and writes their figures into README.md and docs/speed.md",
     ),
     "results": (
         "bench.page",

@@ -90,8 +90,9 @@ def test_pages_fetch_nothing(site):
         assert not outside, f"{page.relative_to(site)}: {outside}"
 
 
-def test_measured_plots_are_shown(site):
-    page = (site / "results.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["results", "speed"])
+def test_measured_plots_are_shown(site, name):
+    page = (site / f"{name}.html").read_text(encoding="utf-8")
     shown = re.findall(r'<img[^>]*src="([^"]*)"', page)
     assert shown
     assert all((site / image).is_file() for image in shown)

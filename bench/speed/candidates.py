@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, SCAN_BACKWARD, SCAN_FORWARD, TRAINING
+from bench.speed import cases
+from bench.speed.cases import SCAN_BACKWARD, TRAINING
 from fastindrnn import IndRNN, IndRNNCell
 from fastindrnn.functional import indrnn, indrnn_scan
 
 SCAN, LAYER, LINEAR, COPY, RELU = "indrnn_scan", "IndRNN", "nn.Linear", "copy", "torch.relu"
-RNN, GRU, LSTM, LOOP, SERIAL = "nn.RNN relu", "nn.GRU", "nn.LSTM", "PyTorch loop", "serial kernel"
+RNN, GRU, LSTM, LOOP = "nn.RNN relu", "nn.GRU", "nn.LSTM", "PyTorch loop"
+MIN_GRU = "minGRU-pytorch"
 STEP, CELL, FUNCTION, PLAIN = "IndRNN.step", "IndRNNCell", "indrnn", "nn.Linear + relu"
-OURS = SCAN, SERIAL, LAYER, STEP, CELL, FUNCTION
+OURS = SCAN, LAYER, STEP, CELL, FUNCTION
 QUICK = *OURS, LINEAR, COPY, RELU  # take time in proportion to their tensors: never too long
 
 
@@ -31,11 +33,11 @@ class Candidate(NamedTuple):
     call: Callable[[Any, torch.Tensor], Any] = nn.Module.__call__
 
 
-def candidates(case, device):
+def candidates(what):
     """{name: Candidate}, ours first."""
-    if case.what in (SCAN_FORWARD, SCAN_BACKWARD):
-        return {name: SCANS[name] for name in SCANS if name != SERIAL or device.type == "cuda"}
-    if case.what in (CALL, CALL_WITH_GRADIENTS):
+    if what in cases.SCANS:
+        return SCANS
+    if what in cases.CALLS:
         return ONE_STEP
     return {name: Candidate(make) for name, make in (LAYERS | installed()).items()}
 
@@ -89,19 +91,12 @@ def loop(a, u):
     return torch.stack(steps, 1)
 
 
-def serial_scan(a, u):
-    from bench.speed.serial import SerialScan  # here, because Triton is for Linux
-
-    return SerialScan.apply(a, u)
-
-
 # A copy of the input and relu of it read and write as much as the recurrence.
 SCANS = {
     name: Candidate(partial(Scan, function))
     for name, function in {
         SCAN: lambda a, u: output_of(indrnn_scan(a, u)),
         RELU: lambda a, u: torch.relu(a),
-        SERIAL: serial_scan,
         COPY: lambda a, u: a.clone(),
     }.items()
 }
@@ -129,93 +124,23 @@ ONE_STEP = {
 }
 
 
-class Layer(nn.Module):
-    """Parts that hold parameters, and a function of them and x."""
-
-    def __init__(self, function, *parts):
-        super().__init__()
-        self.function, self.parts = function, nn.ModuleList(parts)
-
-    def forward(self, x):
-        return self.function(x, *self.parts)
-
-
-# Layers of other packages. None has been run by us on a GPU.
-
-
-def accelerated_scan(features):
-    """h_t = gate_t * h_{t-1} + token_t, without a nonlinearity. accelerated-scan 0.3.
-
-    The scan wants (B, C, T), contiguous; the transpositions count, as they would for its user.
-    """
-    from accelerated_scan.scalar import scan
-
-    def forward(x, token, gate):
-        tokens, gates = (part(x).transpose(1, 2).contiguous() for part in (token, gate))
-        return scan(torch.sigmoid(gates), tokens).transpose(1, 2)
-
-    return Layer(forward, nn.Linear(features, features), nn.Linear(features, features))
-
-
-def hgrn(features):
-    """h_t = f_t * h_{t-1} + (1 - f_t) * i_t. Qin et al. 2023, arXiv 2311.04823; fla-core 0.6.
+class Hgrn(nn.Module):
+    """h_t = f_t * h_{t-1} + (1 - f_t) * i_t. Qin et al. 2023, arXiv 2311.04823; fla-core 0.6, not
+    run by us yet.
 
     The HGRN layer's output gate, norm and output projection are left out. chunk_hgrn takes log f.
     """
-    from fla.ops.hgrn import chunk_hgrn
 
-    def forward(x, product, gate):
-        logarithm = F.logsigmoid(gate(x))
-        return chunk_hgrn(product(x) * (1 - logarithm.exp()), logarithm)[0]
+    def __init__(self, features):
+        from fla.ops.hgrn import chunk_hgrn
 
-    return Layer(forward, nn.Linear(features, features), nn.Linear(features, features))
+        super().__init__()
+        self.recurrence = chunk_hgrn
+        self.product, self.gate = nn.Linear(features, features), nn.Linear(features, features)
 
-
-def mamba(features):
-    """A whole block with 16 states a channel. Gu and Dao 2023, arXiv 2312.00752; mamba-ssm 2.3."""
-    from mamba_ssm import Mamba
-
-    return Mamba(d_model=features)
-
-
-def flashrnn(features):
-    """h_t = tanh(W x_t + b + R h_{t-1}). Pöppel et al. 2024, arXiv 2412.07752; flashrnn 1.0.
-
-    R has a block for each head of 64 channels, or of the largest power of two that divides the
-    features: heads so small are its fastest case. It compiles CUDA code for each shape.
-    """
-    from flashrnn import flashrnn as recurrence
-
-    head = min(64, features & -features)
-    heads = features // head
-
-    def forward(x, product, recurrent):
-        states, _ = recurrence(
-            product(x).view(*x.shape[:2], 1, heads, head),
-            recurrent.weight.view(1, heads, head, head),
-            recurrent.bias.view(1, heads, head),
-            function="elman",
-            backend="cuda_fused",
-            dtype=str(x.dtype).removeprefix("torch."),
-        )
-        return states[0].flatten(-2)
-
-    return Layer(forward, nn.Linear(features, features, bias=False), nn.Linear(head, features))
-
-
-def haste(features):
-    """h_t = tanh(W x_t + b + u * h_{t-1}), one thread a channel. haste-pytorch 0.5."""
-    from haste_pytorch import IndRNN as HasteIndRNN
-
-    return HasteIndRNN(features, features, batch_first=True)
-
-
-def sru(features):
-    """c_t = f_t * c_{t-1} + (1 - f_t) * (W x_t). Lei et al. 2018, arXiv 1709.02755; sru 2.6."""
-    from sru import SRU
-
-    layer = SRU(features, features, num_layers=1)  # takes and gives (T, B, features)
-    return Layer(lambda x, layer: layer(x.transpose(0, 1))[0].transpose(0, 1), layer)
+    def forward(self, x):
+        logarithm = F.logsigmoid(self.gate(x))
+        return self.recurrence(self.product(x) * (1 - logarithm.exp()), logarithm)[0]
 
 
 def min_gru(features):
@@ -226,21 +151,11 @@ def min_gru(features):
     return minGRU(features)
 
 
-PACKAGES = {  # the module to look for, and a layer of it
-    "accelerated-scan": ("accelerated_scan", accelerated_scan),
-    "fla-core": ("fla", hgrn),
-    "mamba-ssm": ("mamba_ssm", mamba),
-    "flashrnn": ("flashrnn", flashrnn),
-    "haste-pytorch": ("haste_pytorch", haste),
-    "sru": ("sru", sru),
-    "minGRU-pytorch": ("minGRU_pytorch", min_gru),
-}
+PACKAGES = {"fla-core": ("fla", Hgrn), MIN_GRU: ("minGRU_pytorch", min_gru)}
 
 
 def installed():
     """The layers of other packages, as far as these are installed."""
     return {
-        name: make
-        for name, (module, make) in PACKAGES.items()
-        if importlib.util.find_spec(module) is not None
+        name: make for name, (module, make) in PACKAGES.items() if importlib.util.find_spec(module)
     }

@@ -28,6 +28,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SCAN_FORWARD, SCAN_BACKWARD = "scan forward", "scan backward"
 FORWARD, TRAINING = "forward", "training step"
 CALL, CALL_WITH_GRADIENTS = "one call", "one call with gradients"
+# Each of these has candidates of its own.
+LAYERS = TRAINING, FORWARD
+SCANS = SCAN_FORWARD, SCAN_BACKWARD
+CALLS = CALL, CALL_WITH_GRADIENTS
 
 
 class Case(NamedTuple):
@@ -62,11 +66,11 @@ class Inputs(NamedTuple):
 
 def plan(sizes, dtypes):
     """Lists of cases that share their input: of `sizes`, or of all that are measured if None."""
-    whats = SCAN_FORWARD, SCAN_BACKWARD, FORWARD, TRAINING
+    whats = *SCANS, *LAYERS
     groups = [
         [Case(each, dtype, what) for what in whats] for each in sizes or SIZES for dtype in dtypes
     ]
     if sizes is None:
         groups += [[Case(each, dtype, TRAINING)] for each in MORE_STEPS for dtype in dtypes]
-        groups.append([Case(ONE_STEP, "float32", what) for what in (CALL, CALL_WITH_GRADIENTS)])
+        groups.append([Case(ONE_STEP, "float32", what) for what in CALLS])
     return groups

@@ -3,22 +3,21 @@
 Each candidate gives a row: its time in every round, or a word on why there is none.
 """
 
-import contextlib
+import functools
 import gc
 import math
 import time
-from pathlib import Path
 
 import torch
 from torch.utils.benchmark import Timer
 
 from bench.environment import give_back_freed_memory
 from bench.speed.candidates import OURS, QUICK, bind, candidates
-from bench.speed.cases import CALL, CALL_WITH_GRADIENTS, SCAN_BACKWARD, TRAINING, Inputs
-from bench.speed.checks import Wrong, check
+from bench.speed.cases import CALL_WITH_GRADIENTS, CALLS, DTYPES, SCAN_BACKWARD, TRAINING, Inputs
+from bench.speed.checks import check
 
 LEAST_ROUNDS = 5
-CALLS = 200  # of a sample of a call that takes microseconds
+SAMPLE = 200  # calls that are timed together where one takes microseconds
 FLUSHED = 1 << 30  # bytes that are zeroed before each sample on a GPU: more than any L2 cache holds
 
 
@@ -58,7 +57,7 @@ class Clock:
 def time_of_call(function):
     """The seconds of one call that takes microseconds, as the mean of many."""
     timer = Timer("call()", globals={"call": function}, num_threads=torch.get_num_threads())
-    return timer.timeit(CALLS).mean
+    return timer.timeit(SAMPLE).mean
 
 
 def interleave(functions, rounds, clock, seconds=math.inf):
@@ -109,32 +108,21 @@ def held_bytes(step):
     return sum(held.values())
 
 
-def free_bytes(device):
-    """Memory that can be had; on a CPU as Linux says it, without end where nobody says it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    return math.inf
-
-
-def rows_of(case, results, held=None):
-    """A row for each candidate: its milliseconds in every round, or a word on what it raised."""
+def rows_of(case, results, held=()):
+    """A row for each candidate: its milliseconds in every round, or what it raised."""
     rows = []
     for name, found in results.items():
         row = dict(zip("BTN", case.sizes, strict=True))
         row |= {"dtype": case.dtype, "what": case.what, "name": name}
-        if not isinstance(found, Exception):
-            row["ms"] = [float(f"{1e3 * seconds:.4g}") for seconds in found]
-            row |= {"bytes": held[name]} if name in (held or {}) else {}
+        if isinstance(found, Skipped):
+            row["skipped"] = str(found)
+        elif isinstance(found, Exception):
+            first_line = str(found).strip().partition("\n")[0]
+            row["error"] = f"{type(found).__name__}: {first_line[:200]}"
         else:
-            said = (str(found).strip().splitlines() or [""])[0][:200]
-            if isinstance(found, (Skipped, Wrong)):
-                row[type(found).__name__.lower()] = said
-            else:
-                row["error"] = f"{type(found).__name__}: {said}"
+            row["ms"] = [float(f"{1e3 * seconds:.4g}") for seconds in found]
+            if name in held:
+                row["bytes"] = held[name]
         rows.append(row)
     return rows
 
@@ -145,19 +133,16 @@ def measure(cases, device, clock, *, rounds, seconds, limit):
     rounds: at most; LEAST_ROUNDS at least, and more while `seconds` are not over. limit: seconds
     that a call of somebody else's layer may take.
     """
-    sizes, dtype = cases[0].sizes, getattr(torch, cases[0].dtype)
     give_back_freed_memory()
-    needed = 8 * math.prod(sizes) * dtype.itemsize  # x, its gradient and what is made of them
-    inputs = Inputs.draw(sizes, dtype, device) if needed <= free_bytes(device) else None
+    dtype = DTYPES[cases[0].dtype]
+    draw = functools.cache(lambda: Inputs.draw(cases[0].sizes, dtype, device))
     for case in cases:
         results, functions, held = {}, {}, {}
         with torch.set_grad_enabled(case.what in (TRAINING, SCAN_BACKWARD, CALL_WITH_GRADIENTS)):
-            for name, candidate in candidates(case, device).items():
+            for name, candidate in candidates(case.what).items():
                 results[name] = []
                 try:
-                    if inputs is None:
-                        raise Skipped(f"needs about {needed / 1e9:.0f} GB of memory")
-                    function = admit(case, name, candidate, inputs, clock, limit)
+                    function = admit(case, name, candidate, draw(), clock, limit)
                     if case.what == TRAINING:
                         held[name] = held_bytes(function)
                     else:
@@ -165,7 +150,7 @@ def measure(cases, device, clock, *, rounds, seconds, limit):
                     functions[name] = function
                 except Exception as error:  # whatever other people's code may raise
                     results[name] = error.with_traceback(None)  # which would keep its tensors
-            timer = time_of_call if case.what in (CALL, CALL_WITH_GRADIENTS) else clock
+            timer = time_of_call if case.what in CALLS else clock
             results |= interleave(functions, rounds, timer, seconds)
         yield rows_of(case, results, held)
         del functions

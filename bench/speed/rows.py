@@ -37,24 +37,13 @@ def number(value):
     return shown.rstrip("0").rstrip(".") if digits else shown
 
 
-def span(values):
-    """'1.2 to 3.4', or one number."""
-    ends = dict.fromkeys(number(value) for value in (min(values), max(values)))
-    return " to ".join(ends)
-
-
-def word(row):
-    """Why a row has no figures; None where it has some."""
-    return next((row[key] for key in ("skipped", "wrong", "error") if key in row), None)
-
-
 def lines(rows):
     """One case for the terminal: median, quartiles, ratio to the first row, memory; or a word."""
     ((case, found),) = by_case(rows).items()
     first = next(iter(found))
     yield f"\n{case}"
     for name, row in found.items():
-        shown = word(row)
+        shown = row.get("skipped") or row.get("error")
         if "ms" in row:
             low, median, high = map(number, quartiles(row["ms"]))
             times = "" if name == first else f"{number(ratio(found, name, first) or 1)} x"
