@@ -38,10 +38,8 @@ TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-3}
 def scan_forward(B, T, N, dtype, device):
     a, u = torch.randn(B, T, N, device=device, dtype=dtype), torch.rand(N, device=device)
     h = torch.empty_like(a)
-    return scan_choices(a, 1), lambda choice: (
-        gpu.scan_forward(a, u, None, h, **choice._asdict()),
-        h,
-    )
+    compute = partial(gpu.scan_forward, a, u, None, h)
+    return scan_choices(a, 1), lambda choice: (compute(**choice._asdict()), h)
 
 
 def scan_backward(B, T, N, dtype, device):
@@ -146,15 +144,14 @@ def disagreement(actual, expected, tolerance):
 def compile_ahead(cases, device, seconds):
     """Compiles what the cases need, in many processes, into Triton's cache. What fails here is
     compiled, or fails, when its turn comes."""
-    jobs = {}
-    for operation, sizes, dtype in cases:
-        choices, _ = OPERATIONS[operation](*sizes, DTYPES[dtype], device)
-        for choice in choices:
-            job = operation, sizes[-1], dtype, device, choice
-            jobs[str(job)] = job
+    jobs = dict.fromkeys(
+        (operation, sizes[-1], dtype, device, choice)
+        for operation, sizes, dtype in cases
+        for choice in OPERATIONS[operation](*sizes, DTYPES[dtype], device)[0]
+    )
     spawn = multiprocessing.get_context("spawn")
     pool = futures.ProcessPoolExecutor(min(os.cpu_count() or 1, 16), mp_context=spawn)
-    futures.wait([pool.submit(compile_one, *job) for job in jobs.values()], timeout=seconds)
+    futures.wait([pool.submit(compile_one, *job) for job in jobs], timeout=seconds)
     pool.shutdown(cancel_futures=True)
 
 
@@ -176,15 +173,12 @@ def line(record):
 
 
 def add_arguments(parser):
-    def add(name, **options):
-        parser.add_argument(f"--{name}", **options)
-
     end = "begin no further case after this long (default: 120)"
-    add("device", type=arguments.device, default="cuda", help="default: cuda")
-    add("seconds", type=arguments.positive, default=120.0, help=end)
-    sizes = "sizes to sweep (default: those of the speed measurements)"
-    add("sizes", type=arguments.sizes, nargs="+", default=SIZES, metavar="BxTxN", help=sizes)
-    add("out", type=Path, metavar="FILE", help="JSON to write (default: none)")
+    parser.add_argument("--device", type=arguments.device, default="cuda", help="default: cuda")
+    parser.add_argument("--seconds", type=arguments.positive, default=120.0, help=end)
+    sizes = {"type": arguments.sizes, "nargs": "+", "default": SIZES, "metavar": "BxTxN"}
+    parser.add_argument("--sizes", **sizes, help="default: those of the speed measurements")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write (default: none)")
 
 
 def run(args):

@@ -2,41 +2,20 @@
 
 from functools import partial
 
-import emulator
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from bench.speed import candidates, checks
 from bench.speed.candidates import LAYER, LAYERS, LOOP, Gradients
-from bench.speed.cases import Inputs
+from bench.speed.cases import FORWARD, Inputs
 from fastindrnn import IndRNN
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.triton
-@emulator.examples(30)
-@given(
-    B=st.sampled_from([1, 2, 5]),
-    T=st.integers(1, 20),
-    N=st.one_of(st.integers(1, 70), st.just(300)),  # one block, and no whole number of blocks
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-)
-def test_serial_kernel(B, T, N, dtype):
-    pytest.importorskip("triton", reason="Triton is for Linux")
-    data = Inputs.draw((B, T, N), dtype, DEVICE)
-    scan = candidates.SCANS[candidates.SERIAL].make(N).to(data.x)
-    checks.check(scan, Gradients(scan, data, once=True), data)
 
 
 def test_of_other_packages_those_installed_are_candidates(monkeypatch):
-    found = {"sru", "minGRU_pytorch"}
+    found = {"minGRU_pytorch"}
     monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: name in found or None)
-    assert list(candidates.installed()) == ["sru", "minGRU-pytorch"]
+    assert list(candidates.candidates(FORWARD)) == [*LAYERS, candidates.MIN_GRU]
 
 
 class WrongLayer(IndRNN):

@@ -13,7 +13,7 @@ from bench_command import refusal, run
 from torch import nn
 
 from bench.speed import candidates, cases, command, measure, report, rows
-from bench.speed.candidates import COPY, FUNCTION, LAYER, LAYERS, LINEAR, LSTM, SCAN, Gradients
+from bench.speed.candidates import COPY, FUNCTION, LAYER, LAYERS, LINEAR, LSTM, SCAN
 from bench.speed.cases import CALL, DTYPES, FORWARD, SCAN_FORWARD, TRAINING, Case, Inputs
 from fastindrnn import IndRNN
 
@@ -91,13 +91,14 @@ def result(tmp_path_factory):
 
 def test_a_run_measures_everything(result):
     content, found, output, _ = result
+    installed = candidates.installed()
     assert content["complete"]
     assert content["environment"]["versions"]["torch"] == torch.__version__
     for dtype in DTYPES:
         for sizes in SIZES:
             assert COPY in found[Case(sizes, dtype, SCAN_FORWARD)]
             for what in (FORWARD, TRAINING):
-                assert set(found[Case(sizes, dtype, what)]) >= set(LAYERS)
+                assert set(found[Case(sizes, dtype, what)]) == {"broken", *LAYERS, *installed}
         assert LAYER in found[Case((3, 40, 5), dtype, TRAINING)]
     assert len({case.what for case in found}) == 6
     for row in content["rows"]:
@@ -198,7 +199,7 @@ def test_memory_is_what_autograd_keeps():
     data = Inputs.draw((3, 70, 8), torch.float32, "cpu")
     size = data.x.untyped_storage().nbytes()
     names = LAYER, LINEAR, LSTM
-    held = {name: measure.held_bytes(Gradients(LAYERS[name](8), data)) for name in names}
+    held = {name: measure.held_bytes(candidates.Gradients(LAYERS[name](8), data)) for name in names}
     assert held[LINEAR] == held[LAYER] == size
     assert held[LSTM] > 4 * size
 
