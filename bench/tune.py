@@ -1,8 +1,8 @@
 """Check the GPU kernels' launch model: time what it picks for each size beside other choices.
 
 For each size and dtype, the choices near the model's pick are checked against the pick's own result
-and timed beside it. A pick that takes over 1.1 times as long as the best is BEHIND. The library
-itself never searches: what falls behind is a reason to mend kernels/gpu/model.py.
+and timed beside it. A pick that takes over 1.1 times as long as another choice is BEHIND. The
+library itself never searches: what falls behind is a reason to mend kernels/gpu/model.py.
 """
 
 import itertools
@@ -19,11 +19,13 @@ from fastindrnn.kernels.gpu import devices, model
 from fastindrnn.kernels.gpu.tensors import ScanOptions
 from fastindrnn.kernels.gpu.ways import choice_of
 from triton.runtime.errors import OutOfResources
-from triton.testing import do_bench
 
 from bench import arguments
 from bench.environment import describe, write_json
-from bench.speed.cases import DTYPES, SIZES
+from bench.speed.cases import DTYPES, SIZES, Case
+from bench.speed.checks import Wrong
+from bench.speed.measure import LEAST_ROUNDS, Clock, interleave, rows_of
+from bench.speed.rows import by_case, lines, ratio
 from fastindrnn.kernels import gpu
 
 BEHIND = 1.1
@@ -110,35 +112,34 @@ def near(choice, **factors):
     ]
 
 
-def examine(operation, sizes, dtype, device):
-    """A record: the pick and the other choices of one case, checked and timed."""
-    (pick, *others), compute = OPERATIONS[operation](*sizes, DTYPES[dtype], device)
+def examine(case, device, clock):
+    """Rows of the pick, which comes first, and of the other choices; what is wrong is not timed."""
+    (pick, *others), compute = OPERATIONS[case.what](*case.sizes, DTYPES[case.dtype], device)
     expected = [x.clone() for x in compute(pick)]
-    ms, errors = {str(pick): median_ms(partial(compute, pick))}, {}
+    functions, failed = {str(pick): partial(compute, pick)}, {}
     for choice in others:
         try:
-            error = disagreement(compute(choice), expected, TOLERANCE[dtype])
-        except OutOfResources as exception:
-            error = str(exception)
-        if error:
-            errors[str(choice)] = error
-        else:
-            ms[str(choice)] = median_ms(partial(compute, choice))
-    record = {"operation": operation, "sizes": list(sizes), "dtype": dtype, "pick": str(pick)}
-    return record | {"best": min(ms, key=ms.get), "ms": ms, "errors": errors}
+            agree(compute(choice), expected, TOLERANCE[case.dtype])
+            functions[str(choice)] = partial(compute, choice)
+        except (Wrong, OutOfResources) as error:
+            failed[str(choice)] = error
+    return rows_of(case, interleave(functions, LEAST_ROUNDS, clock) | failed)
 
 
-def median_ms(function):
-    """Of calls that find nothing in the L2 cache."""
-    return do_bench(function, return_mode="median")
-
-
-def disagreement(actual, expected, tolerance):
+def agree(actual, expected, tolerance):
     for x, y in zip(actual, expected, strict=True):
         error, allowed = (x - y).abs().max().item(), tolerance * y.abs().max().item()
         if not error <= allowed:
-            return f"WRONG: off by {error:.2e}, allowed {allowed:.2e}"
-    return None
+            raise Wrong(f"off by {error:.2e}, allowed {allowed:.2e}")
+
+
+def behind(rows):
+    """A line that says how far the pick of a case is BEHIND its best choice; None if it is not."""
+    ((case, found),) = by_case(rows).items()
+    pick = rows[0]["name"]
+    times = {name: ratio(found, pick, name) for name, row in found.items() if "ms" in row}
+    best = max(times, key=times.get)
+    return f"BEHIND {times[best]:.2f}x: {case}: {best}" if times[best] > BEHIND else None
 
 
 def compile_ahead(cases, device, seconds):
@@ -146,7 +147,7 @@ def compile_ahead(cases, device, seconds):
     compiled, or fails, when its turn comes."""
     jobs = dict.fromkeys(
         (operation, sizes[-1], dtype, device, choice)
-        for operation, sizes, dtype in cases
+        for sizes, dtype, operation in cases
         for choice in OPERATIONS[operation](*sizes, DTYPES[dtype], device)[0]
     )
     spawn = multiprocessing.get_context("spawn")
@@ -160,16 +161,6 @@ def compile_one(operation, N, dtype, device, choice):
     T = choice.chunks * choice.rows if isinstance(choice, model.Plan) else 16
     _, compute = OPERATIONS[operation](1, T, N, DTYPES[dtype], device)
     compute(choice)
-
-
-def line(record):
-    """A record as it is printed."""
-    ms, pick, best = record["ms"], record["pick"], record["best"]
-    sizes = ", ".join(map(str, record["sizes"]))
-    text = f"{record['operation']:<15}{sizes:<18}{record['dtype']:<10}{pick:<50}{ms[pick]:>9.4f}"
-    if ms[pick] > BEHIND * ms[best]:
-        text += f"  BEHIND {ms[pick] / ms[best]:.2f}x: {best} takes {ms[best]:.4f}"
-    return "\n    ".join([text, *map(": ".join, record["errors"].items())])
 
 
 def add_arguments(parser):
@@ -190,25 +181,26 @@ def run(args):
     torch.cuda.set_device(device.index or 0)
     torch.manual_seed(0)
     everything = itertools.product(DTYPES, args.sizes, OPERATIONS)
-    cases = [(operation, sizes, dtype) for dtype, sizes, operation in everything]
+    cases = [Case(sizes, dtype, operation) for dtype, sizes, operation in everything]
     compile_ahead(cases, device, args.seconds / 2)
-    return sweep(cases, device, deadline, args.out)
+    return sweep(cases, device, Clock(device), deadline, args.out)
 
 
-def sweep(cases, device, deadline, out=None):
+def sweep(cases, device, clock, deadline, out=None):
     """Returns the exit status: 1 where a choice is wrong."""
-    environment, records = describe(device), []
-    print(f"{environment['device_name']}; median ms, with a cold cache")
-    while len(records) < len(cases) and time.monotonic() < deadline:
-        records.append(examine(*cases[len(records)], device))
-        print(line(records[-1]))
-    behind = sum("BEHIND" in line(record) for record in records)
-    wrong = sum("WRONG" in error for record in records for error in record["errors"].values())
-    print(f"{behind} of {len(records)} picks are BEHIND; {wrong} choices are wrong")
-    if len(records) < len(cases):
-        print(f"{len(cases) - len(records)} cases were not reached: --seconds sets the time")
+    environment, found = describe(device), []
+    print(f"{environment['device_name']}; median [quartiles]; times as long as the pick")
+    while len(found) < len(cases) and time.monotonic() < deadline:
+        found.append(examine(cases[len(found)], device, clock))
+        print("\n".join(lines(found[-1])))
+    late = list(filter(None, map(behind, found)))
+    wrong = sum(row.get("error", "").startswith("Wrong") for rows in found for row in rows)
+    print("", *late, sep="\n")
+    print(f"{len(late)} of {len(found)} picks are BEHIND; {wrong} choices are wrong")
+    if len(found) < len(cases):
+        print(f"{len(cases) - len(found)} cases were not reached: --seconds sets the time")
     if out:
-        content = {"benchmark": "tune", "environment": environment, "behind": BEHIND}
-        write_json(out, content | {"records": records})
+        rows = list(itertools.chain(*found))
+        write_json(out, {"benchmark": "tune", "environment": environment, "rows": rows})
         print(f"written: {out}")
     return 1 if wrong else 0

@@ -1,9 +1,9 @@
 """What is run on a GPU, as far as it can be tested without one: bench/gpu.sh, its launches, and the
 sweep of `python -m bench tune`."""
 
-import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from bench.speed.cases import Case
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["environment", "tests", "memcheck", "racecheck", "tune", "speed"]
@@ -122,32 +124,43 @@ def test_the_launches_for_the_sanitizer_run():
 
 
 @pytest.fixture
-def tune(monkeypatch):
-    """bench.tune, to which the pick seems to take twice as long as any other choice."""
+def tune():
     pytest.importorskip("triton", reason="Triton is for Linux")
     from bench import tune
 
-    ms = itertools.chain([2.0], itertools.repeat(1.0))
-    monkeypatch.setattr(tune, "median_ms", lambda function: function() and next(ms))
     torch.manual_seed(0)
     return tune
+
+
+def sweep(tune, cases, seconds=100, out=None):
+    """As of a clock by which the first function that it is called with, the pick, takes twice as
+    long as any other."""
+    first = []
+
+    def clock(function):
+        first.append(function)
+        return 2.0 if function is first[0] else 1.0
+
+    deadline = time.monotonic() + seconds
+    return tune.sweep(cases, torch.device("cpu"), clock, deadline, out)
 
 
 @pytest.mark.parametrize(
     ("case", "tried"),
     [
-        (("scan forward", (2, 36, 33), "float32"), ("stages=2", "rows=16", "block_n=64")),
-        (("scan backward", (1, 36, 40), "bfloat16"), ("chunks=2", "rows=8", "block_n=32")),
-        (("layer forward", (3, 36, 10), "float32"), ("slices=2", "tile=Tile", "chained=True")),
+        (((2, 36, 33), "float32", "scan forward"), ("stages=2", "rows=16", "block_n=64")),
+        (((1, 36, 40), "bfloat16", "scan backward"), ("chunks=2", "rows=8", "block_n=32")),
+        (((3, 36, 10), "float32", "layer forward"), ("slices=2", "tile=Tile", "chained=True")),
     ],
 )
-def test_the_sweep_times_the_pick_and_what_lies_near_it(tune, case, tried):
-    record = tune.examine(*case, torch.device("cpu"))
-    pick, *others = record["ms"]
-    assert pick == record["pick"]
-    assert not record["errors"]
-    assert all(any(word in choice for choice in others) for word in tried)
-    assert f"BEHIND 2.00x: {others[0]} takes 1.0000" in tune.line(record)
+def test_the_sweep_times_the_pick_and_what_lies_near_it(tune, case, tried, tmp_path, capsys):
+    assert sweep(tune, [Case(*case)], out=tmp_path / "tune.json") == 0
+    rows = json.loads((tmp_path / "tune.json").read_text())["rows"]
+    assert [row["ms"][0] for row in rows] == [2000, *[1000] * (len(rows) - 1)]
+    assert all(any(word in row["name"] for row in rows[1:]) for word in tried)
+    printed = capsys.readouterr().out
+    assert re.search(rf"^BEHIND 2.00x: {re.escape(str(Case(*case)))}: ", printed, re.MULTILINE)
+    assert "1 of 1 picks are BEHIND; 0 choices are wrong" in printed
 
 
 def test_the_sweep_does_not_time_what_is_wrong(tune, monkeypatch, capsys, tmp_path):
@@ -158,21 +171,16 @@ def test_the_sweep_does_not_time_what_is_wrong(tune, monkeypatch, capsys, tmp_pa
         ]
 
     monkeypatch.setitem(tune.OPERATIONS, "wrong", wrong)
-    cases, out = [("wrong", (1, 36, 16), "float32")], tmp_path / "tune.json"
-    assert tune.sweep(cases, torch.device("cpu"), time.monotonic() + 100, out) == 1
-    (record,) = json.loads(out.read_text())["records"]
-    ((choice, error),) = record["errors"].items()
-    assert "rows=16" in choice
-    assert choice not in record["ms"]
-    assert error.startswith("WRONG: off by ")
-    printed = capsys.readouterr().out
-    assert error in printed
-    assert "1 of 1 picks are BEHIND; 1 choices are wrong" in printed
+    cases, out = [Case((1, 36, 16), "float32", "wrong")], tmp_path / "tune.json"
+    assert sweep(tune, cases, out=out) == 1
+    (row,) = (row for row in json.loads(out.read_text())["rows"] if "ms" not in row)
+    assert "rows=16" in row["name"]
+    assert row["error"].startswith("Wrong: off by ")
+    assert "; 1 choices are wrong" in capsys.readouterr().out
 
 
 def test_the_sweep_ends_when_its_time_is_over(tune, capsys):
-    cases = [("scan forward", (2, 36, 33), "float32")]
-    assert tune.sweep(cases, torch.device("cpu"), time.monotonic()) == 0
+    assert sweep(tune, [Case((2, 36, 33), "float32", "scan forward")], seconds=0) == 0
     assert "1 cases were not reached" in capsys.readouterr().out
 
 

@@ -226,13 +226,6 @@ def test_the_charts_show_every_layer_and_no_exponents(steps, tmp_path):
         assert not re.search(r">[^<]*(\de[+-]?\d|\^)[^<]*</text>", picture), "no exponents"
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(0.000123456, "0.000123"), (9.996, "10"), (1e6, "1,000,000")]
-)
-def test_numbers_have_no_exponents(value, shown):
-    assert rows.number(value) == shown
-
-
 def test_report_without_a_json_writes_both_pages_and_the_charts_as_committed(tmp_path, monkeypatch):
     """The same bytes, from pages without results."""
     pages = "README.md", "docs/speed.md"
@@ -253,17 +246,3 @@ def test_report_without_a_json_writes_both_pages_and_the_charts_as_committed(tmp
     assert drawn == {name: (tmp_path / name).read_bytes() for name in charts}
     (tmp_path / "README.md").write_text("no marks")
     assert "the page has no place for results" in refusal("report")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{", "cannot be read"),
-        ('{"task": "adding"}', "is not of python -m bench speed"),
-        ('{"benchmark": "speed"}', "is of another version of python -m bench speed"),
-    ],
-)
-def test_a_wrong_json_is_refused(content, said, tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text(content)
-    assert f"{path} {said}" in refusal("report", path)

@@ -60,10 +60,9 @@ def load(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict) or content.get("benchmark") != "speed":
-        raise UserError(f"{path} is not of python -m bench speed")
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} is of another version of python -m bench speed: measure again")
+    kind = isinstance(content, dict) and (content.get("benchmark"), content.get("format"))
+    if kind != ("speed", FORMAT):
+        raise UserError(f"{path} is not of this version of python -m bench speed")
     return content
 
 

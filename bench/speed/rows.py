@@ -40,7 +40,7 @@ def number(value):
 def lines(rows):
     """One case for the terminal: median, quartiles, ratio to the first row, memory; or a word."""
     ((case, found),) = by_case(rows).items()
-    first = next(iter(found))
+    first, width = next(iter(found)), max(map(len, found))
     yield f"\n{case}"
     for name, row in found.items():
         shown = row.get("skipped") or row.get("error")
@@ -49,4 +49,4 @@ def lines(rows):
             times = "" if name == first else f"{number(ratio(found, name, first) or 1)} x"
             memory = f"{number(row['bytes'] / 1e6)} MB" if "bytes" in row else ""
             shown = f"{median:>9} ms  {f'[{low}, {high}]':<20}{times:>10}  {memory}"
-        yield f"  {name:<18}{shown}".rstrip()
+        yield f"  {name:<{width}}  {shown}".rstrip()
