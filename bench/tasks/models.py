@@ -137,9 +137,3 @@ def hidden_for(parameters, make_model, multiple=8):
         middle = (low + high) // (2 * multiple) * multiple
         low, high = (middle, high) if count(middle) < parameters else (low, middle)
     return min(low, high, key=lambda hidden: abs(count(hidden) - parameters))
-
-
-def last_state(state):
-    """Of the last layer, from what any of these modules returns as its state."""
-    state = state[0] if isinstance(state, tuple) else state
-    return state[-1]
