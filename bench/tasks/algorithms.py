@@ -2,10 +2,11 @@
 
 The problems are those of Graves et al. 2014 (arXiv 1410.5401), chosen by --problem: copy a sequence
 of random vectors, repeat one, recall the item that followed another, predict a random source of
-bits, sort vectors by priority. --model ntm is a small neural Turing machine. Every step has fresh data, the sequences of a batch are equally
+bits, sort vectors by priority. Every step has fresh data, the sequences of a batch are equally
 long, and the longest ones come in over the first half of the training. The figure is the cost of a
 sequence in bits, over sequences that are never trained on and are the same in all runs; then that
-of sequences of one size each, most of them longer than any that is trained on.
+of sequences of one size each, most of them longer than any that is trained on. --model ntm is a
+small neural Turing machine.
 
 The defaults train on 320,000 sequences; the paper's networks have up to a million. The IndRNNs have
 layer norm, and half of their neurons start with u = 1: a network that copies has to count the
