@@ -16,6 +16,9 @@ from bench.environment import new_figure, replace_between, write, write_figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
+# Files of runs that are on the page alone: they say why a figure is missed, or end long before the
+# problem is learned.
+ASIDE = "ablation-", "short-"
 MARKS = "<!-- bench results: begin -->", "<!-- bench results: end -->"
 
 
@@ -170,8 +173,8 @@ def summary(found):
     lines = ["| task | network | parameters | figure | here | published | others here |"]
     lines.append("|---|---|---:|---|---:|---:|---|")
     for task, reports in sorted(found, key=title_of):
-        if any(name.startswith("ablation-") for name in reports):
-            continue  # says why a figure is missed: on the page alone
+        if any(name.startswith(ASIDE) for name in reports):
+            continue
         first = next(iter(reports.values()))
         ours, *others = rows(task, reports)
         name, parameters, _, figures = ours

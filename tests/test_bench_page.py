@@ -45,9 +45,10 @@ def test_runs_that_differ_by_the_seed_and_the_epochs_are_one_row(results):
 
 
 def test_the_summary_shows_what_somebody_has_published(results):
-    """The last such figure; without the runs that only explain another."""
+    """The last such figure; without the runs that only explain another, and those too short."""
     write_run(results, "first", [0.5, 0.625, 0.75])
     write_run(results, "ablation-first", [0.125], gamma=2.0)
+    write_run(results, "short-first", [0.25], gamma=3.0)
     row = "| digits | indrnn 6 x 128 | 1,234 | accuracy, epoch 2 | 62.5% | 85.1% |  |"
     assert page.summary(page.experiments()).splitlines()[2:] == [row]
     text = page.page(page.experiments())
