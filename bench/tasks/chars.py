@@ -76,7 +76,9 @@ class Chars(Task):
         self.chunks = (self.readers.shape[1] - 1) // length - 1  # of a pass
         if self.chunks < 1 or len(parts[1]) <= EVALUATION_BATCH:
             raise UserError(f"{settings['text']}: {len(text)} characters are too few")
-        self.title = f"Characters of {settings['text']}"
+        seconds, steps = settings["seconds"], settings["steps"]
+        limit = f"{seconds:g} s" if seconds else f"{steps} steps"
+        self.title = f"Characters of {settings['text']}, {limit} each"
 
     def layers_of(self, kind):
         return self.settings["layers"] or LAYERS.get(kind, 6)
