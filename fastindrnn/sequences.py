@@ -168,12 +168,13 @@ def prepare_input(
         return _prepare_packed(input)
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a tensor or PackedSequence, but is {type(input).__name__}")
+    check_floating("input", input)
     if input.dim() not in (2, 3) or input.shape[-1] != features:
+        both = f"batch, time, {features}" if batch_first else f"time, batch, {features}"
         raise ValueError(
-            f"input must be (time, {features}) or of 3 dimensions, the last {features}, "
+            f"input must be ({both}), or (time, {features}) without a batch, "
             f"but is {tuple(input.shape)}"
         )
-    check_floating("input", input)
     if resets is not None:
         check_resets(resets, input.shape[:-1], input.device)
     if input.dim() == 2:

@@ -186,6 +186,11 @@ INIT = [0.5, "uniform", {None}, 3]
             r"input must be float32, .* but is torch\.int64",
         ),
         (
+            lambda kind: kind(5, 6)(torch.ones(4, 3, dtype=torch.int64)),  # numbers of words
+            TypeError,
+            r"input must be float32, .* but is torch\.int64",
+        ),
+        (
             lambda kind: kind(5, 6)(torch.ones(4, 5), (torch.ones(1), torch.ones(1))),
             TypeError,
             r"hx must be a tensor, but is tuple: there is no c .* pass h alone",
