@@ -1,8 +1,8 @@
 """Write what the tasks have measured into docs/results.md and README.md, from bench/results.
 
 A folder of a run that is named is first taken into bench/results, under the folder's name: its
-report and its plots. Runs that differ in nothing but the seed are one row, their mean. Nothing is
-trained.
+report and its plots. Runs that differ by the seed alone are one row, their mean; where more epochs
+may be added to a run, they may also differ by the number of epochs. Nothing is trained.
 """
 
 import importlib
@@ -20,6 +20,7 @@ RESULTS = ROOT / "bench" / "results"
 # problem is learned.
 ASIDE = "ablation-", "short-"
 MARKS = "<!-- bench results: begin -->", "<!-- bench results: end -->"
+NONE = "-"  # in place of a figure that no run has
 
 
 def add_arguments(parser):
@@ -73,7 +74,7 @@ def take(folder):
 
 
 def experiments():
-    """[(task, {name of a file: its report})], of one experiment each: they differ by the seed."""
+    """[(task, {name of a file: its report})]: of each experiment the runs that are one row."""
     grouped = {}
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -110,10 +111,10 @@ def rows(task, reports):
 
 
 def mean(values, task):
-    """The mean over seeds, with its range where there are several."""
+    """The mean over runs, with its range where there are several."""
     known = [value for value in values if value is not None]
     if not known:
-        return "-"
+        return NONE
     text = task.form.format(statistics.fmean(known))
     if len(values) > 1:
         seeds = len(known) if len(known) == len(values) else f"{len(known)} of {len(values)}"
@@ -134,9 +135,7 @@ def page(found):
         title = first["title"]
         machine, date = first["environment"]["device_name"], first["environment"]["date"][:10]
         table = rows(task, reports)
-        measured = [
-            name for *_, each in table for name, (here, _) in each.items() if here[0] != "-"
-        ]
+        measured = [name for *_, each in table for name, (here, _) in each.items() if here != NONE]
         figures = list(dict.fromkeys(measured))
         lines = [
             f"| network | parameters | training | {' | '.join(figures)} |",
@@ -165,7 +164,7 @@ def title_of(experiment):
 
 
 def cell(here, published):
-    return f"{here} (published: {published})" if published and here[0] != "-" else here
+    return f"{here} (published: {published})" if published and here != NONE else here
 
 
 def summary(found):
@@ -178,8 +177,8 @@ def summary(found):
         first = next(iter(reports.values()))
         ours, *others = rows(task, reports)
         name, parameters, _, figures = ours
-        # The last one that was measured stands for all, beside a published one if there is any.
-        known = [name for name, (here, _) in figures.items() if here[0] != "-"]
+        # The last figure that was measured and published; else the last that was measured.
+        known = [name for name, (here, _) in figures.items() if here != NONE]
         figure = ([name for name in known if figures[name][1]] or known)[-1]
         here, published = figures[figure]
         beside = ", ".join(f"{other}: {each[figure][0]}" for other, _, _, each in others)

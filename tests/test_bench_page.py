@@ -56,3 +56,10 @@ def test_the_summary_shows_what_somebody_has_published(results):
     assert "[ablation-first](../bench/results/ablation-first.json)" in text
     assert "62.5% (published: 85.1%)" in text
     assert "load not known, 2026-01-02" in text
+
+
+def test_a_negative_figure_is_a_figure(results):
+    write_run(results, "first", [-0.5])
+    text = page.page(page.experiments()), page.summary(page.experiments())
+    assert "| -50.0% (published: 77.7%) |" in text[0]
+    assert "| accuracy, epoch 1 | -50.0% | 77.7% |" in text[1]

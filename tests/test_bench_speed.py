@@ -53,8 +53,9 @@ def test_what_is_ours_and_wrong_is_not_timed(tmp_path, monkeypatch):
         monkeypatch.setattr(candidates, name, wrong)
     monkeypatch.setitem(LAYERS, LAYER, lambda N: Wrong(N, N, batch_first=True))
     out, small = tmp_path / "a.json", ["--sizes", "2x5x3", "--dtypes", "float32"]
-    _, said = run("speed", *TINY, *small, "--out", out, status=1)
+    output, said = run("speed", *TINY, *small, "--out", out, status=1)
     assert "float32, scan forward: indrnn_scan: Wrong: h is off by " in said
+    assert " x" not in output, "no ratio to what has no time"
     found = {(row["what"], row["name"]): row for row in report.load(out)["rows"]}
     call = measured(CALL, sizes=(1, 1, 8))[FUNCTION]
     for row in (found[SCAN_FORWARD, SCAN], found[FORWARD, LAYER], call):

@@ -22,8 +22,8 @@ def quartiles(values):
 
 
 def ratio(rows, name, below):
-    """How many times as long as `below` a candidate took: the median of the rounds; None without
-    figures."""
+    """How many times as long as `below` a candidate took: the median of the ratios within a round;
+    None where one of the two has no time."""
     above, below = (rows.get(each, {}).get("ms") for each in (name, below))
     if not (above and below):
         return None
@@ -31,14 +31,15 @@ def ratio(rows, name, below):
 
 
 def number(value):
-    """Three digits, in full."""
+    """Three significant digits, without an exponent."""
     digits = max(2 - math.floor(math.log10(value)), 0) if value else 0
     shown = f"{value:,.{digits}f}"
     return shown.rstrip("0").rstrip(".") if digits else shown
 
 
 def lines(rows):
-    """One case for the terminal: median, quartiles, ratio to the first row, memory; or a word."""
+    """One case for the terminal. Of each row the median, the quartiles, the ratio to the first row
+    (none where that has no time) and the memory; or why there is no time."""
     ((case, found),) = by_case(rows).items()
     first, width = next(iter(found)), max(map(len, found))
     yield f"\n{case}"
@@ -46,7 +47,8 @@ def lines(rows):
         shown = row.get("skipped") or row.get("error")
         if "ms" in row:
             low, median, high = map(number, quartiles(row["ms"]))
-            times = "" if name == first else f"{number(ratio(found, name, first) or 1)} x"
+            times = ratio(found, name, first) if name != first else None
+            times = f"{number(times)} x" if times else ""
             memory = f"{number(row['bytes'] / 1e6)} MB" if "bytes" in row else ""
             shown = f"{median:>9} ms  {f'[{low}, {high}]':<20}{times:>10}  {memory}"
         yield f"  {name:<{width}}  {shown}".rstrip()
