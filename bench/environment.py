@@ -51,6 +51,12 @@ def device_name(device):
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def load_in_words(environment):
+    """How much other work there was, in words."""
+    average = environment["load_average"]  # None where the system has none
+    return "load not known" if average is None else f"load average {average:.1f} at the start"
+
+
 def keep_freed_memory():
     """Keeps what a call frees for the next one, where the C library is GNU's.
 

@@ -1,8 +1,8 @@
-"""Small launches of the Triton kernels, of odd sizes and with every option, for compute-sanitizer.
+"""Small launches of the Triton kernels, of odd sizes and with most options, for compute-sanitizer.
 
     compute-sanitizer --tool memcheck python3 -m bench.launches cuda scan layer
 
-The tests check values; here it is where the kernels read and write.
+The tests check values; compute-sanitizer checks where the kernels read and write.
 """
 
 import itertools

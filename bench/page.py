@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from bench.arguments import UserError
-from bench.environment import new_figure, replace_between, write, write_figure
+from bench.environment import load_in_words, new_figure, replace_between, write, write_figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -150,8 +150,7 @@ def page(found):
             for name in list(reports)[:1]
             for plot in sorted(RESULTS.glob(f"{name}-*.png"))
         ]
-        load = first["environment"]["load_average"]  # None where the system has none
-        busy = "load not known" if load is None else f"load average {load:.1f} at the start"
+        busy = load_in_words(first["environment"])
         about = f"Data: {task.data_label}. {machine}, {busy}, {date}; {files}."
         heading = f"### {title}"
         parts += [*([] if heading in parts else [heading]), about, "\n".join(lines), *plots]

@@ -75,7 +75,7 @@ def test_all_stages_run_and_write_what_comes_back(gpu_sh):
     assert list(became) == STAGES
     assert all(word.startswith("passed after ") for word in became.values())
     files = {f"{stage}.log" for stage in STAGES} | {"tune.json", "speed.json"}
-    assert {path.name for path in out.iterdir()} == files, "8 files at most come back"
+    assert {path.name for path in out.iterdir()} == files
     (tests,) = (line for line in calls.splitlines() if line.startswith("tests: "))
     assert "tests/test_scan_triton.py" in tests
     assert "tests/test_bench_tasks.py" not in tests

@@ -79,6 +79,25 @@ def test_accuracy_is_as_measured():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m bench results"
 
 
+def test_who_is_better_is_as_measured():
+    """The tasks in which a network of others has the better figure are those of the sentence."""
+    better = {}
+    rows = README.partition(page.MARKS[0])[2].partition(page.MARKS[1])[0].strip().splitlines()[2:]
+    for row in rows:
+        task, _, _, figure, here, _, others = (cell.strip() for cell in row.split("|")[1:-1])
+        for name, value in re.findall(r"([a-z-]+)[^:,]*: ([\d.]+)", others):
+            sign = 1 if figure.startswith("accuracy") else -1
+            if (
+                "indrnn" not in name
+                and sign * (float(value) - float(here.replace(",", "").split("%")[0].split(" ")[0]))
+                > 0
+            ):
+                better.setdefault(task.split()[0].strip(":,"), set()).add(name)
+    assert better == {"Algorithms": {"lstm"}, "Part-of-speech": {"bi-lstm"}, "Characters": {"gru"}}
+    said = "an LSTM is better at the algorithms and, a little, at tags, a GRU at characters"
+    assert said in words(README)
+
+
 def test_memory_is_as_measured():
     """The sentence of the opening; the tables and plots of speed are drawn, and not written."""
     held = {}

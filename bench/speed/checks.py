@@ -1,4 +1,4 @@
-"""Nothing of ours is timed that is wrong: its results against the formula in float64.
+"""What of ours is to be timed is right: its results against the formula in float64.
 
 Every time step is compared, of a sample of the channels. Gradients are those for the mask h > 0 of
 our own output: where a pre-activation is 0 up to rounding, either side of relu is right, and a
@@ -14,7 +14,7 @@ from bench.speed.candidates import Gradients, output_of
 
 # How far a result may be from float64, of its largest value or its norm.
 FLOOR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-SAMPLE, CHANNELS = 1 << 19, 4  # elements of the channels that are compared; so many at least
+SAMPLE, CHANNELS = 1 << 19, 4  # elements to compare, of this many channels at least
 ROWS, STEPS = 4, 128  # sequences and time steps at the end of which a layer's grad_x is compared
 
 
@@ -27,8 +27,8 @@ def largest(x):
 
 
 def compare(what, actual, expected, size=torch.linalg.vector_norm, terms=1):
-    """Raises `Wrong` unless `actual` is near `expected`: by its norm, or its largest element. Of
-    `terms` float32 numbers added in any order, rounding explains an error like their root."""
+    """Raises `Wrong` unless `actual` is near `expected`: by its norm, or its largest element. The
+    rounding error of a sum in float32 grows as the root of the number of its terms."""
     error = size(actual.double() - expected).item()
     rounding = torch.finfo(torch.float32).eps * math.sqrt(terms)
     allowed = max(FLOOR[actual.dtype], rounding) * size(expected).item()

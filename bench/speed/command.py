@@ -49,7 +49,9 @@ def run(args):
     environment = describe(device, PACKAGES)
     print(f"{environment['device_name']}; torch {environment['versions']['torch']}")
     if (environment["load_average"] or 0) > 0.5 and device.type == "cpu":
-        print(f"load average {environment['load_average']:.1f}: figures of a busy machine are void")
+        print(
+            f"load average {environment['load_average']:.1f}: other work makes these figures worse"
+        )
     print("median of the rounds [quartiles]; times as long as the first, within each round")
     content = {"benchmark": "speed", "format": FORMAT, "complete": False, "limit": args.limit}
     content |= {"environment": environment, "rows": []}

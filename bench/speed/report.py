@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 from bench.arguments import UserError
-from bench.environment import replace_between, write
+from bench.environment import load_in_words, replace_between, write
 from bench.speed import cases
 from bench.speed.candidates import GRU, LAYER, LINEAR, LSTM, MIN_GRU
 from bench.speed.cases import DTYPES
@@ -72,7 +72,8 @@ def machine(content, path):
     count = min((len(row["ms"]) for row in content["rows"] if "ms" in row), default=0)
     return (
         f"**{environment['device_name']}**, torch {environment['versions']['torch']} "
-        f"({environment['date'][:10]}, [figures]({path})): medians of {count} rounds or more; "
+        f"({environment['date'][:10]}, {load_in_words(environment)}, "
+        f"[figures]({path})): medians of {count} rounds or more; "
         f"`-`: not measured, as a call takes more than {content['limit']:g} s."
     )
 

@@ -211,7 +211,6 @@ def pixels(images):
     return images.float().div_(128).sub_(1)
 
 
-@torch.no_grad()
 def score(model, images, labels):
     """Accuracy and mean loss of a model in evaluation."""
     loss = right = 0.0
@@ -224,7 +223,6 @@ def score(model, images, labels):
     return {"accuracy": right / len(labels), "loss": finite(loss / len(labels))}
 
 
-@torch.no_grad()
 def with_settled_norms(model, images, batch):
     """A copy in evaluation, whose batch norms have the statistics of SETTLING batches."""
     model = copy.deepcopy(model).eval()

@@ -53,7 +53,7 @@ def long_memory_last(kind, layers, steps, gamma):
     """`recurrent_init` for one answer after so many steps: the last recurrence forgets little."""
     high = recurrent_max_for(steps, gamma)
     if kind == "dense":
-        count = 1 + 2 * sum(DENSE) + 3
+        count = 1 + 2 * sum(DENSE) + len(DENSE)  # one before, and one behind each block
     else:
         count = 2 * layers + 1 if kind == "residual" else layers
     starts = [partial(init.uniform_, high=high)] * (count - 1)
@@ -123,17 +123,17 @@ class MinGRU(nn.Module):
         return self.norms[-1](x), torch.stack(ends)
 
 
-def hidden_for(parameters, make_model, multiple=8):
+def hidden_for(parameters, make_model):
     """The multiple of 8 for hidden with which `make_model(hidden)` has the count of parameters that
     is nearest to the one asked for."""
 
     def count(hidden):
         return sum(p.numel() for p in make_model(hidden).parameters())
 
-    low, high = multiple, 2 * multiple
+    low, high = 8, 16
     while count(high) < parameters:
         low, high = high, 2 * high
-    while high - low > multiple:
-        middle = (low + high) // (2 * multiple) * multiple
+    while high - low > 8:
+        middle = (low + high) // 16 * 8
         low, high = (middle, high) if count(middle) < parameters else (low, middle)
     return min(low, high, key=lambda hidden: abs(count(hidden) - parameters))

@@ -54,7 +54,7 @@ class Task:
     }
     FLAGS: ClassVar = {"full": "what the paper sets, for a GPU; what is given here stays"}
     FULL: ClassVar = {}  # settings
-    # When a run is resumed: what decides no training.
+    # When a run is resumed. With --steps and --seconds a rate that falls does so from there on.
     MAY_CHANGE: ClassVar = {"threads", "log_every", "steps", "seconds", "data"}
     gradient_clip = 10.0  # of each element, before each step of the optimiser
     gradient_norm: ClassVar = None  # to which all gradients together are clipped, in place of that
@@ -198,7 +198,8 @@ class Task:
             options = {"choices": parse} if isinstance(parse, tuple) else {"type": parse}
             parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=shown, **options)
         either = argparse.BooleanOptionalAction
-        for name, meaning in cls.FLAGS.items():
+        flags = {name: text for name, text in cls.FLAGS.items() if name != "full" or cls.FULL}
+        for name, meaning in flags.items():
             parser.add_argument(f"--{name}", action=either, default=argparse.SUPPRESS, help=meaning)
         results = parser.add_mutually_exclusive_group()
         results.add_argument("--out", type=Path, metavar="DIR", help="folder to write into")
