@@ -14,8 +14,7 @@ from bench_command import ADDING, SMALL, checkpoint, files, refusal, report, run
 
 from bench import page
 from bench.__main__ import TASKS
-from bench.tasks import adding, chars, mnist, training
-from bench.tasks.data import generator as data_of_step
+from bench.tasks import mnist, training
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = {"checkpoint.pt", "report.json", "curves.png"}
@@ -89,122 +88,6 @@ def finished(commands, tmp_path_factory):
 
 
 # What is trained and written.
-
-
-def test_adding_writes_report_plot_and_lines(tmp_path):
-    more = ["--steps", "120", "--model", "indrnn,lstm,irnn", "--other-steps", "30"]
-    output, _ = run(*ADDING, *more, "--out", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == WRITTEN
-    content, states = report(tmp_path), checkpoint(tmp_path)["learners"]
-    assert list(content["models"]) == list(states) == ["indrnn 2 x 8", "lstm 2 x 8", "irnn 2 x 8"]
-    assert content["environment"]["versions"]["torch"] == torch.__version__
-    assert content["settings"]["length"] == 20
-    losses, result = states["indrnn 2 x 8"]["series"]["loss"], content["models"]["indrnn 2 x 8"]
-    assert result["steps"] == len(losses) == 120
-    assert result["curve"] == [{"step": 100, "loss": pytest.approx(sum(losses[:100]) / 100)}]
-    assert result["running_loss"] == pytest.approx(sum(losses[20:]) / 100)
-    assert result["seconds"] > 119 * result["median_step_seconds"] / 2 > 0
-    assert content["models"]["lstm 2 x 8"]["steps"] == 30
-    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
-    assert re.search(
-        r"indrnn 2 x 8 step +110  loss \d\.\d+, mean of 100 \d\.\d+  \d+\.\d ms/step", output
-    )
-
-
-def test_adding_stops_at_the_target(tmp_path):
-    run(*ADDING, "--target", 100, "--steps", 500, "--out", tmp_path)
-    (result,) = report(tmp_path)["models"].values()
-    assert result["outcome"] == "target reached"
-    assert result["steps"] == result["steps_to_target"] == 100
-
-
-def test_the_figure_of_all_lengths_shows_every_network_and_seed(finished, tmp_path):
-    """A panel for each length; the errors drawn are those of the reports."""
-    longer = tmp_path / "longer"
-    run(*ADDING, "--length", 30, "--steps", 110, "--model", "indrnn,rnn", "--out", longer)
-    reports = [report(longer), report(longer), report(finished["adding"][0])]
-    reports[2]["models"]["indrnn 2 x 8"]["curve"] = [{"step": 100, "loss": 0.125}]
-    figure = pytest.importorskip("matplotlib.figure").Figure()
-    (draw,) = [draw for _, draw in adding.Adding.overview(reports).values()]
-    draw(figure)
-    short, long = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["T = 20", "T = 30"]
-    assert [line.get_ydata()[0] for line in short.lines] == [0.125, adding.CHANCE]
-    assert len(long.lines) == 2 * 2 + 1
-    assert [text.get_text() for text in long.get_legend().get_texts()] == [
-        "indrnn",
-        "rnn",
-        "always answering 1",
-    ]
-
-
-@pytest.mark.parametrize("length", [2, 3, 9])
-def test_adding_data_are_exact(length):
-    """One mark in each half, numbers in [0, 1), the answer the sum of the marked ones."""
-    generator, marked = torch.Generator().manual_seed(1), set()
-    for _ in range(200):
-        inputs, answers = adding.make_batch(5, length, generator)
-        numbers, marks = inputs.unbind(-1)
-        assert inputs.shape == (5, length, 2)
-        assert ((numbers >= 0) & (numbers < 1)).all()
-        assert ((marks == 0) | (marks == 1)).all()
-        for half in marks[:, : length // 2], marks[:, length // 2 :]:
-            assert (half.sum(1) == 1).all()
-        torch.testing.assert_close((numbers * marks).sum(1, keepdim=True), answers)
-        marked |= set(marks.nonzero()[:, 1].tolist())
-    assert marked == set(range(length))
-
-
-def test_bits_per_character_are_those_of_a_plain_loop(monkeypatch):
-    """Every character but each reader's first is predicted once, from the state carried to it."""
-    monkeypatch.setattr(chars, "EVALUATION_BATCH", 2)
-    monkeypatch.setattr(chars, "EVALUATION_LENGTH", 5)
-    settings = {"norm": None, "bound": 0.99, "dropout": 0.0, "length": 4}
-    torch.manual_seed(0)
-    model = chars.LanguageModel("indrnn", 7, 8, 2, settings).eval()
-    text = torch.randint(7, (2 * 13,))
-    logits, _ = model(text.view(2, 13)[:, :-1])
-    chances = logits.softmax(-1).gather(-1, text.view(2, 13)[:, 1:, None])
-    with torch.no_grad():
-        assert chars.mean_bits(model, text) == pytest.approx(-chances.log2().mean().item())
-
-
-def test_the_chunks_of_a_text_are_read_as_one(data):
-    """The state is carried from chunk to chunk, and each reader's next character is told."""
-    settings = {name.replace("-", "_"): each[0] for name, each in chars.Chars.SETTINGS.items()}
-    settings |= {"model": ["indrnn"], "norm": None, "parameters": 2000, "device": "cpu"}
-    task = chars.Chars(settings | {"data": data, "batch": 3, "length": 10})
-    (learner,) = task.learners
-    losses = [task.loss_of_step(learner, step)["loss"].item() for step in range(3)]
-    first = torch.randint(10, (), generator=data_of_step(task.settings, 0)).item()
-    symbols = task.readers[:, first : first + 31]
-    logits, _ = learner.model(symbols[:, :-1])
-    for step, loss in enumerate(losses):
-        part = slice(10 * step, 10 * step + 10)
-        expected = chars.bits(logits[:, part], symbols[:, 1:][:, part]).item()
-        assert loss == pytest.approx(expected, rel=1e-5)
-    task.loss_of_step(learner, task.chunks)  # the text from its beginning: the states are zeros
-    begun = learner.carried[0]
-    learner.carried = ()
-    task.loss_of_step(learner, task.chunks)
-    assert torch.equal(learner.carried[0], begun)
-
-
-def test_each_character_model_has_layers_and_a_rate_of_its_own(data):
-    settings = {name.replace("-", "_"): each[0] for name, each in chars.Chars.SETTINGS.items()}
-    settings |= {"parameters": 20_000, "device": "cpu", "data": data, "batch": 3, "length": 10}
-
-    def depths(**given):
-        learners = chars.Chars(settings | given).learners
-        return [learner.name.rsplit(" x ", 1)[0] for learner in learners]
-
-    models = ["residual", "indrnn", "lstm"]
-    assert depths(model=models) == ["residual 3", "indrnn 6", "lstm 2"]
-    assert depths(model=models, layers=1) == ["residual 1", "indrnn 1", "lstm 1"]
-    task = chars.Chars(settings | {"model": models})
-    assert [task.learning_rate(learner, 0) for learner in task.learners] == [4e-3, 4e-3, 8e-3]
-    task = chars.Chars(settings | {"model": models, "lr": 1e-3})
-    assert [task.learning_rate(learner, 1500) for learner in task.learners] == [5e-4] * 3
 
 
 def test_mnist_writes_report_plot_and_lines(finished):
