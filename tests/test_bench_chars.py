@@ -61,5 +61,6 @@ def test_each_character_model_has_layers_and_a_rate_of_its_own(data):
     assert depths(model=models, layers=1) == ["residual 1", "indrnn 1", "lstm 1"]
     task = chars.Chars(settings | {"model": models})
     assert [task.learning_rate(learner, 0) for learner in task.learners] == [4e-3, 4e-3, 8e-3]
-    task = chars.Chars(settings | {"model": models, "lr": 1e-3})
+    half = {"model": models, "lr": 1e-3, "steps": 3000, "seconds": None}
+    task = chars.Chars(settings | half)
     assert [task.learning_rate(learner, 1500) for learner in task.learners] == [5e-4] * 3
