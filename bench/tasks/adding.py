@@ -122,7 +122,7 @@ def draw_lengths(reports, figure):
         axes.grid(alpha=0.3)
         names = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(names.values(), names.keys(), fontsize=7)
-    panels[0].set(ylabel=f"error, mean of {WINDOW} steps", ylim=(0.005, 1))  # errors at first: larger
+    panels[0].set(ylabel=f"error, mean of {WINDOW} steps", ylim=(0.005, 1))
 
 
 def make_batch(size, length, generator):
