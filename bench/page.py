@@ -180,7 +180,14 @@ def summary(found):
         known = [name for name, (here, _) in figures.items() if here != NONE]
         figure = ([name for name in known if figures[name][1]] or known)[-1]
         here, published = figures[figure]
-        beside = ", ".join(f"{other}: {each[figure][0]}" for other, _, _, each in others)
-        cells = first["title"], name, f"{parameters:,}", figure, here, published, beside
+        beside = [
+            f"{other}: {reached(first, other, each[figure][0])}" for other, _, _, each in others
+        ]
+        cells = first["title"], name, f"{parameters:,}", figure, here, published, ", ".join(beside)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def reached(report, name, here):
+    """A figure; where there is none, after how many steps it was not reached."""
+    return here if here != NONE else f"not in {report['models'][name]['steps']:,} steps"

@@ -13,6 +13,23 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_who_did_not_reach_the_target_is_shown_with_his_steps(results):
+    settings = {"model": ["indrnn", "lstm"], "length": 100, "target": 0.01}
+    models = {
+        name: {"parameters": 5, "seconds": 1.0, "steps": steps, "steps_to_target": target}
+        for name, steps, target in (("indrnn 1 x 8", 300, 300), ("lstm 1 x 8", 1600, None))
+    }
+    for model in models.values():
+        model["running_loss"] = 0.5
+    environment = {"device_name": "a machine", "date": "2026-01-02T03", "load_average": 0.0}
+    report = {"task": "adding", "title": "sums", "environment": environment}
+    (results / "sums.json").write_text(
+        json.dumps(report | {"settings": settings, "models": models})
+    )
+    row = page.summary(page.experiments()).splitlines()[-1]
+    assert row.endswith("| 300 | 1,500 | lstm 1 x 8: not in 1,600 steps |")
+
+
 def write_run(folder, name, accuracies, **changed):
     """The report of a run of MNIST with these accuracies after its epochs."""
     settings = {"model": ["indrnn"], "layers": 6, "hidden": 128, "limit_train": None, "seed": 0}

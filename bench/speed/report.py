@@ -74,7 +74,7 @@ def machine(content, path):
         f"**{environment['device_name']}**, torch {environment['versions']['torch']} "
         f"({environment['date'][:10]}, {load_in_words(environment)}, "
         f"[figures]({path})): medians of {count} rounds or more; "
-        f"`-`: not measured, as a call takes more than {content['limit']:g} s."
+        f"`-`: not measured, as such a call of others takes more than {content['limit']:g} s."
     )
 
 
